@@ -1,0 +1,1 @@
+"""Lightning data modules, and everything that touches files."""

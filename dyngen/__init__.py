@@ -1,0 +1,1 @@
+"""dyngen: generated dynamics that are right in time."""
