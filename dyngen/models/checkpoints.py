@@ -1,0 +1,80 @@
+"""Checkpoints as files that explain themselves: any model of ours from its path alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import instantiate_module
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint with `weights_only=True`: nothing in it is executed.
+
+    Raises:
+        ValueError: If there is no such file, or it is not a checkpoint, naming it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(
+            f"There is no checkpoint {path}; train it first, or give the path of one that exists."
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}); it may be cut short: "
+            "train again, or use another checkpoint."
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(
+            f"{path} holds no 'state_dict' of a Lightning checkpoint; give one that "
+            "`dyngen fit` wrote."
+        )
+    return checkpoint
+
+
+def build(hyper_parameters: dict[str, Any], path: str | Path, **replace: Any) -> LightningModule:
+    """Make the untrained model that a checkpoint's hyperparameters describe.
+
+    Args:
+        hyper_parameters: What `dyngen fit` saved: the model's class path and its arguments.
+        path: Where they were read, for the error.
+        replace: Arguments to use instead of the saved ones.
+
+    Raises:
+        ValueError: If they do not name a model of this library.
+    """
+    from dyngen import models  # the models import this file
+
+    name = str(hyper_parameters.get("_class_path", "")).rpartition(".")[2]
+    kind = getattr(models, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, LightningModule)):
+        raise ValueError(
+            f"{path} does not say which model it holds ('{name}'); use a checkpoint that "
+            "`dyngen fit` wrote, or load it with `load_from_checkpoint(path, network=...)`."
+        )
+    settings = {k: v for k, v in hyper_parameters.items() if not k.startswith("_")}
+    return cast(LightningModule, instantiate_module(kind, settings | replace))
+
+
+def load_model(path: str | Path) -> LightningModule:
+    """A trained model from its checkpoint alone, in evaluation mode, with averaged weights if any.
+
+    Raises:
+        ValueError: If the file is missing, damaged, or does not fit the code, naming it.
+    """
+    checkpoint = read_checkpoint(path)
+    hyper_parameters = checkpoint.get("hyper_parameters", {})
+    embedded = {"image_model": None} if "image_model" in checkpoint else {}
+    model = build(hyper_parameters, path, **embedded)
+    model.on_load_checkpoint(checkpoint)
+    missing, unexpected = model.load_state_dict(checkpoint["state_dict"], strict=False)
+    if missing or unexpected:
+        raise ValueError(
+            f"{path} does not fit {type(model).__name__}: missing weights {missing[:3]}, unexpected "
+            f"weights {unexpected[:3]}; it was made by another version of the network, train again."
+        )
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,94 @@
+"""What every model of a data cube shares: its optimiser, and the cube's description in checkpoints."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from data_modules.climate_cube import check_compatible
+
+CUBE_KEY = "cube"
+VALIDATION_SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
+
+
+class CubeModule(LightningModule):
+    """A LightningModule that remembers the cube it was trained on.
+
+    Variables, grid and normalisation are written into each checkpoint, so that a checkpoint alone
+    suffices to sample frames in physical units, and another cube is refused with a sentence.
+
+    Args:
+        learning_rate: Peak learning rate of AdamW.
+        warmup_steps: Steps over which the learning rate rises linearly; it then falls as a cosine
+            to a hundredth of the peak at the last step.
+        weight_decay: Weight decay of AdamW.
+    """
+
+    def __init__(
+        self, learning_rate: float = 1e-3, warmup_steps: int = 50, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.learning_rate = learning_rate
+        self.warmup_steps = warmup_steps
+        self.weight_decay = weight_decay
+        self.cube: dict[str, Any] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Take the cube's description from the data module, or check it against the checkpoint's.
+
+        Raises:
+            DataError: If the checkpoint was trained on other variables or another grid.
+        """
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None or not hasattr(datamodule, "description"):
+            return
+        description = datamodule.description()
+        if self.cube is not None:
+            check_compatible(self.cube, description)
+        else:
+            self.cube = description
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write the cube's description into the checkpoint."""
+        checkpoint[CUBE_KEY] = self.cube
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read the cube's description back, checking it against a cube that is already open."""
+        saved = checkpoint.get(CUBE_KEY)
+        if saved is not None and self.cube is not None:
+            check_compatible(saved, self.cube)
+        self.cube = saved or self.cube
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the optimiser sees."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with linear warm-up and cosine decay over the trainer's own number of steps."""
+        optimiser = torch.optim.AdamW(
+            self.trained_parameters(),
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+            betas=(0.9, 0.99),
+        )
+        total = int(self.trainer.estimated_stepping_batches)
+
+        def factor(step: int) -> float:
+            cosine = 0.5 * (1 + math.cos(math.pi * min(step / max(total, 1), 1.0)))
+            return min(1.0, (step + 1) / self.warmup_steps) * (0.01 + 0.99 * cosine)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+        return {
+            "optimizer": optimiser,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+def fixed_noise(like: Tensor, seed: int) -> Tensor:
+    """Standard normal noise of a tensor's shape, the same at each call and on each device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(like.shape, generator=generator).to(like)

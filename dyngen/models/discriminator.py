@@ -1,0 +1,240 @@
+"""The time-consistency discriminator, trained beside a frozen image diffusion model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dyngen.diffusion.denoiser import Denoiser, align
+from dyngen.diffusion.noise import LogNormalNoise, LogUniformNoise
+from dyngen.models.checkpoints import build, load_model, read_checkpoint
+from dyngen.models.cube_module import VALIDATION_SIGMAS, CubeModule, fixed_noise
+from dyngen.models.image_ddpm import ImageDDPM
+from dyngen.models.imported import denoiser_from_config, denoiser_from_folder
+
+
+class TimeConsistencyDiscriminator(CubeModule):
+    """A logit `l ~ log p(h | x_sigma) - log p(h)` that guides an image model at sampling time.
+
+    Positives are `(x_0 + sigma eps, h)` from one window; negatives pair the same noisy frame with
+    the history of another window of the batch (Hess et al. 2025, arXiv 2505.09089). To balanced
+    binary cross-entropy, denoising likelihood score matching (Chao et al. 2022, arXiv 2203.14206)
+    adds the guided denoising error `|| D + sigma^2 grad l - x_0 ||^2`, with the image model D
+    frozen: cross-entropy alone saturates, and its gradient then guides nothing.
+
+    Args:
+        discriminator: A network `(x, sigma, history) -> logit (B,)` with `history_length`, such as
+            `UNetEnergy` or `EncoderDiscriminator`.
+        image_model: The frozen image model: a checkpoint of `ImageDDPM`, or the folder of a
+            `diffusers` unconditional U-Net. It is copied into this model's own checkpoints.
+        cross_entropy_weight: Weight of the balanced binary cross-entropy.
+        score_matching_weight: Weight of denoising likelihood score matching; 0 is the plain
+            classifier of the paper.
+        noise: Distribution of the noise levels trained on; it must cover the sampling range.
+        reference: Checkpoint of a conditional model whose denoising error is logged beside.
+        learning_rate: Peak learning rate.
+        warmup_steps: Steps of linear warm-up.
+        weight_decay: Weight decay of AdamW.
+    """
+
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        image_model: str | None = None,
+        cross_entropy_weight: float = 1.0,
+        score_matching_weight: float = 1.0,
+        noise: LogNormalNoise | LogUniformNoise | None = None,
+        reference: str | None = None,
+        learning_rate: float = 1e-3,
+        warmup_steps: int = 50,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(learning_rate, warmup_steps, weight_decay)
+        if cross_entropy_weight < 0 or score_matching_weight < 0:
+            raise ValueError("cross_entropy_weight and score_matching_weight must not be negative.")
+        if cross_entropy_weight == score_matching_weight == 0:
+            raise ValueError(
+                "cross_entropy_weight and score_matching_weight are both 0; give one of them a "
+                "positive weight, or there is nothing to train."
+            )
+        self.save_hyperparameters(ignore=["discriminator", "noise"])
+        self.discriminator = discriminator
+        self.cross_entropy_weight = cross_entropy_weight
+        self.score_matching_weight = score_matching_weight
+        self.noise = noise or LogNormalNoise(-0.5, 1.4)
+        self.denoiser: Denoiser | None = None
+        self.image_source: dict[str, Any] = {}
+        if image_model is not None:
+            self._adopt(*open_image_model(image_model))
+        # In a list, so that the reference's weights are not in this model's checkpoints.
+        self._reference = [load_model(reference)] if reference is not None else []
+
+    @property
+    def history_length(self) -> int:
+        """Number of past frames that the discriminator sees."""
+        return int(self.discriminator.history_length)  # type: ignore[arg-type]
+
+    def _adopt(self, denoiser: Denoiser, source: dict[str, Any]) -> None:
+        self.denoiser = denoiser.eval().requires_grad_(False)
+        self.image_source = source
+
+    def train(self, mode: bool = True) -> TimeConsistencyDiscriminator:
+        """Set training mode; the frozen image model stays in evaluation mode."""
+        super().train(mode)
+        if self.denoiser is not None:
+            self.denoiser.eval()
+        return self
+
+    def setup(self, stage: str) -> None:
+        """Check that there is an image model and that it was trained on the same cube.
+
+        Raises:
+            ValueError: If there is no image model.
+        """
+        if self.denoiser is None:
+            raise ValueError(
+                "The discriminator has no image model; set model.init_args.image_model to a "
+                "checkpoint of ImageDDPM or the folder of a diffusers U-Net."
+            )
+        super().setup(stage)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write down how to rebuild the image model, whose weights are in the state."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["image_model"] = self.image_source
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Rebuild the image model as the checkpoint describes it, if none is there yet."""
+        super().on_load_checkpoint(checkpoint)
+        if self.denoiser is None:
+            self._adopt(*rebuild_image_model(checkpoint["image_model"]))
+
+    def logit(self, x: Tensor, sigma: Tensor, history: Tensor) -> Tensor:
+        """Logits (B,) of noisy frames (B, C, H, W) at sigma (B,) after histories (B, k, C, H, W)."""
+        logits: Tensor = self.discriminator(x, sigma, history)
+        return logits
+
+    def guided(
+        self, noisy: Tensor, sigma: Tensor, history: Tensor, denoised: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (B,) and the guided estimate `D + sigma^2 grad l`, differentiable in training."""
+        with torch.enable_grad():
+            noisy = noisy.detach().requires_grad_()
+            logits = self.logit(noisy, sigma, history)
+            (gradient,) = torch.autograd.grad(logits.sum(), noisy, create_graph=self.training)
+        return logits, denoised + align(sigma**2, noisy) * gradient
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Balanced cross-entropy plus score matching, on one noise level for each window."""
+        history, clean = self._split(batch)
+        sigma = self.noise.sample(len(clean), clean.device)
+        noisy = clean + align(sigma, clean) * torch.randn_like(clean)
+        loss = torch.zeros((), device=self.device)
+        if self.score_matching_weight:
+            with torch.no_grad():
+                denoised = self._denoise(noisy, sigma)
+            positive, guided = self.guided(noisy, sigma, history, denoised)
+            weight = self._weight(sigma)
+            error = (weight * (guided - clean).square().mean(dim=(1, 2, 3))).mean()
+            alone = (weight * (denoised - clean).square().mean(dim=(1, 2, 3))).mean()
+            loss = loss + self.score_matching_weight * error
+            self.log("train/denoising_error", error, prog_bar=True)
+            self.log("train/denoising_error_image_model", alone)
+        else:
+            positive = self.logit(noisy, sigma, history)
+        if self.cross_entropy_weight:
+            negative = self.logit(noisy, sigma, other_histories(history))
+            cross_entropy = (F.softplus(-positive) + F.softplus(negative)).mean() / 2
+            loss = loss + self.cross_entropy_weight * cross_entropy
+            self.log("train/cross_entropy", cross_entropy, prog_bar=True)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Log, by noise level, accuracy and the denoising error with and without guidance."""
+        history, clean = self._split(batch)
+        noise = fixed_noise(clean, seed=batch_idx)
+        total = torch.zeros((), device=self.device)
+        for level in VALIDATION_SIGMAS:
+            sigma = clean.new_full((len(clean),), level)
+            noisy = clean + level * noise
+            denoised = self._denoise(noisy, sigma)
+            positive, guided = self.guided(noisy, sigma, history, denoised)
+            negative = self.logit(noisy, sigma, other_histories(history))
+            accuracy = ((positive > 0).float().mean() + (negative <= 0).float().mean()) / 2
+            error = (guided - clean).square().mean()
+            name = f"sigma_{level:g}"
+            self.log(f"accuracy/{name}", accuracy)
+            self.log(f"denoising_error/{name}", error)
+            self.log(f"denoising_error_image_model/{name}", (denoised - clean).square().mean())
+            for reference in self._reference:
+                conditional = reference.to(self.device).denoise(noisy, sigma, history)
+                self.log(
+                    f"denoising_error_reference/{name}", (conditional - clean).square().mean()
+                )
+            total = total + error * self._weight(sigma).mean()
+        self.log("validate/loss", total / len(VALIDATION_SIGMAS), prog_bar=True)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """The same figures as in validation, on the test split."""
+        self.validation_step(batch, batch_idx)
+
+    def _split(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        frames = batch["frames"]
+        if frames.shape[1] != self.history_length + 1:
+            raise ValueError(
+                f"The discriminator sees {self.history_length} past frames and the present one, but "
+                f"windows have {frames.shape[1]} frames; set data.init_args.window_length to "
+                f"{self.history_length + 1}."
+            )
+        return frames[:, :-1], frames[:, -1]
+
+    def _denoise(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        assert self.denoiser is not None
+        return self.denoiser(noisy, sigma)
+
+    def _weight(self, sigma: Tensor) -> Tensor:
+        # 1 / c_out^2 of Karras et al. 2022 for data of unit variance, whatever the image model is.
+        return 1 + sigma**-2
+
+
+def other_histories(history: Tensor) -> Tensor:
+    """The history of another window for each window of a batch (B, k, C, H, W).
+
+    A cyclic shift has no fixed point and keeps the marginals of both slots.
+
+    Raises:
+        ValueError: If the batch has one window only.
+    """
+    if len(history) < 2:
+        raise ValueError(
+            "A batch of one window has no other history to be a negative; use a batch_size of at "
+            "least 2, and for training 16 or more."
+        )
+    return history.roll(1, dims=0)
+
+
+def open_image_model(path: str) -> tuple[Denoiser, dict[str, Any]]:
+    """An image model's denoiser, and what is needed to rebuild it without its file."""
+    if Path(path).is_dir():
+        return denoiser_from_folder(path)
+    model = load_model(path)
+    if not isinstance(model, ImageDDPM):
+        raise ValueError(
+            f"{path} holds a {type(model).__name__}, not an image model; give a checkpoint of "
+            "ImageDDPM or the folder of a diffusers U-Net."
+        )
+    return model.denoiser, {"hyper_parameters": read_checkpoint(path)["hyper_parameters"]}
+
+
+def rebuild_image_model(source: dict[str, Any]) -> tuple[Denoiser, dict[str, Any]]:
+    """The untrained denoiser that `open_image_model` described."""
+    if "hyper_parameters" in source:
+        model = build(source["hyper_parameters"], "the embedded image model")
+        assert isinstance(model, ImageDDPM)
+        return model.denoiser, source
+    return denoiser_from_config(source)

@@ -1,0 +1,124 @@
+"""Time-consistency discriminators: networks `(x_sigma, sigma, history) -> logit`.
+
+The logit estimates `log p(h | x_sigma) - log p(h)` (Hess et al. 2025, arXiv 2505.09089), so that
+`sigma^2 grad_x logit` turns an unconditional denoiser into one conditioned on the history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dyngen.networks.layers import Conv2d, NoiseEmbedding, ResidualBlock, check_boundary, zero_
+from dyngen.networks.unet import UNet2d
+
+
+class UNetEnergy(nn.Module):
+    """A U-Net's output paired with its input: `l = <c_in x, f(c_in x, h, sigma)> / sigma`.
+
+    Its guidance `sigma^2 grad l = c_out (f + J^T c_in x)`, with `c_out = sigma c_in`, has the form
+    and scale of the output term of a preconditioned denoiser (Karras et al. 2022, equation 7) at
+    every noise level: neither vanishing nor exploding, whatever the logit itself does.
+
+    Args:
+        channels: Channels of a frame.
+        history_length: Number of past frames k.
+        widths: Feature channels of the U-Net at each resolution, finest first.
+        blocks: Residual blocks per resolution.
+        attention: Resolutions with self-attention.
+        boundary: Boundary of the y and x axes.
+        dropout: Dropout probability inside residual blocks.
+        sigma_data: Standard deviation of the frames.
+        patch: Side of the patches folded into channels (see UNet2d).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        history_length: int = 2,
+        widths: Sequence[int] = (32, 64, 96),
+        blocks: int = 1,
+        attention: Sequence[int] = (),
+        boundary: Sequence[str] = ("periodic", "periodic"),
+        dropout: float = 0.0,
+        sigma_data: float = 1.0,
+        patch: int = 1,
+    ) -> None:
+        super().__init__()
+        self.history_length = history_length
+        self.sigma_data = sigma_data
+        self.unet = UNet2d(
+            channels,
+            history_length * channels,
+            widths,
+            blocks,
+            attention,
+            boundary,
+            dropout,
+            patch=patch,
+        )
+
+    def forward(self, x: Tensor, sigma: Tensor, history: Tensor) -> Tensor:
+        """Logits (B,) of noisy frames x (B, C, H, W) at sigma (B,), history (B, k, C, H, W)."""
+        sigma = sigma.to(x.dtype).expand(len(x))
+        scaled = x * (sigma**2 + self.sigma_data**2).rsqrt()[:, None, None, None]
+        f = self.unet(scaled, sigma.log() / 4, history.flatten(1, 2))
+        return (scaled * f.to(x.dtype)).flatten(1).sum(dim=1) / sigma
+
+
+class EncoderDiscriminator(nn.Module):
+    """A plain convolutional encoder of the noisy frame and its history, pooled to one logit.
+
+    Args:
+        channels: Channels of a frame.
+        history_length: Number of past frames k.
+        widths: Feature channels at each resolution, finest first; each next one halves.
+        blocks: Residual blocks per resolution.
+        boundary: Boundary of the y and x axes.
+        dropout: Dropout probability inside residual blocks.
+        sigma_data: Standard deviation of the frames.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        history_length: int = 2,
+        widths: Sequence[int] = (32, 64, 96),
+        blocks: int = 1,
+        boundary: Sequence[str] = ("periodic", "periodic"),
+        dropout: float = 0.0,
+        sigma_data: float = 1.0,
+        embedding: int = 128,
+    ) -> None:
+        super().__init__()
+        edges = check_boundary(boundary)
+        self.history_length = history_length
+        self.sigma_data = sigma_data
+        self.embedding = NoiseEmbedding(embedding)
+        self.stem = Conv2d(channels * (history_length + 1), widths[0], 3, edges)
+        self.blocks, self.shrink = nn.ModuleList(), nn.ModuleList()
+        now = widths[0]
+        for level, width in enumerate(widths):
+            for _ in range(blocks):
+                self.blocks.append(ResidualBlock(now, width, embedding, edges, dropout))
+                now = width
+            last = level == len(widths) - 1
+            self.shrink.append(nn.Identity() if last else Conv2d(now, now, 3, edges, stride=2))
+        self.blocks_per_level = blocks
+        self.out = cast(nn.Linear, zero_(nn.Linear(now, 1)))
+
+    def forward(self, x: Tensor, sigma: Tensor, history: Tensor) -> Tensor:
+        """Logits (B,) of noisy frames x (B, C, H, W) at sigma (B,), history (B, k, C, H, W)."""
+        sigma = sigma.to(x.dtype).expand(len(x))
+        scaled = x * (sigma**2 + self.sigma_data**2).rsqrt()[:, None, None, None]
+        embedding = self.embedding(sigma.log() / 4)
+        h = self.stem(torch.cat([scaled, history.flatten(1, 2)], dim=1))
+        for index, block in enumerate(self.blocks):
+            h = block(h, embedding)
+            if (index + 1) % self.blocks_per_level == 0:
+                h = self.shrink[index // self.blocks_per_level](h)
+        return cast(Tensor, self.out(F.silu(h).mean(dim=(-2, -1)))[:, 0].to(x.dtype))

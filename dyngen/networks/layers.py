@@ -1,0 +1,168 @@
+"""Building blocks of the networks: boundary-aware convolutions, noise embeddings, residual blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Boundary = Literal["periodic", "reflect", "zero"]
+PAD_MODES = {"periodic": "circular", "reflect": "reflect", "zero": "constant"}
+
+
+def check_boundary(boundary: Sequence[str]) -> tuple[Boundary, Boundary]:
+    """Return `boundary` as a (y, x) pair, or raise ValueError with the names allowed."""
+    if len(boundary) != 2 or any(mode not in PAD_MODES for mode in boundary):
+        raise ValueError(
+            f"boundary is {list(boundary)}; give two of {sorted(PAD_MODES)}, for y and for x."
+        )
+    return cast(tuple[Boundary, Boundary], tuple(boundary))
+
+
+def pad(x: Tensor, width: int, boundary: tuple[Boundary, Boundary]) -> Tensor:
+    """Pad the last two axes of `x` (B, C, H, W) by `width` cells, each as its boundary says.
+
+    Longitude on a sphere is periodic while latitude ends: the modes may differ by axis.
+    """
+    mode_y, mode_x = boundary
+    if mode_y == mode_x:  # one call is half the copies
+        return F.pad(x, (width,) * 4, mode=PAD_MODES[mode_x])
+    x = F.pad(x, (width, width, 0, 0), mode=PAD_MODES[mode_x])
+    return F.pad(x, (0, 0, width, width), mode=PAD_MODES[mode_y])
+
+
+class Conv2d(nn.Module):
+    """A convolution that keeps the size of its input and pads each axis by its own boundary.
+
+    Args:
+        channels_in: Channels of the input.
+        channels_out: Channels of the output.
+        kernel: Odd kernel size.
+        boundary: Padding of the y and x axes.
+        stride: 2 halves the resolution.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: int = 3,
+        boundary: tuple[Boundary, Boundary] = ("periodic", "periodic"),
+        stride: int = 1,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride=stride)
+        self.boundary = boundary
+        self.width = kernel // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.width:
+            x = pad(x, self.width, self.boundary)
+        return cast(Tensor, self.conv(x))
+
+
+def zero_(module: nn.Module) -> nn.Module:
+    """Set all parameters of `module` to zero, so that a block starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def normalisation(channels: int) -> nn.GroupNorm:
+    """Group normalisation with 8 channels or more in a group where the width allows."""
+    groups = next(g for g in (8, 4, 2, 1) if channels % g == 0 and channels // g >= 4 or g == 1)
+    return nn.GroupNorm(groups, channels)
+
+
+class NoiseEmbedding(nn.Module):
+    """Random-free Fourier features of a noise label, then a two-layer perceptron.
+
+    The label is `log(sigma) / 4` (Karras et al. 2022, table 1), a number within about [-2, 2]
+    over all useful noise levels; frequencies from 1/4 to 16 turns resolve it without aliasing.
+
+    Args:
+        width: Size of the embedding.
+        features: Number of sine and cosine features.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, features: int = 32) -> None:
+        super().__init__()
+        frequencies = 2 * math.pi * torch.logspace(-2, 2, features // 2, base=2.0)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.perceptron = nn.Sequential(
+            nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
+
+    def forward(self, label: Tensor) -> Tensor:
+        """Map labels (B,) to embeddings (B, width)."""
+        angle = label[:, None].to(self.frequencies.dtype) * self.frequencies
+        return cast(Tensor, self.perceptron(torch.cat([angle.sin(), angle.cos()], dim=1)))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around a shift and scale by the noise embedding (Dhariwal & Nichol 2021).
+
+    Args:
+        channels_in: Channels of the input.
+        channels_out: Channels of the output.
+        embedding: Width of the noise embedding.
+        boundary: Padding of the y and x axes.
+        dropout: Probability of dropping a feature before the second convolution.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        embedding: int,
+        boundary: tuple[Boundary, Boundary],
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = normalisation(channels_in)
+        self.conv1 = Conv2d(channels_in, channels_out, 3, boundary)
+        self.modulation = nn.Linear(embedding, 2 * channels_out)
+        self.norm2 = normalisation(channels_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = cast(Conv2d, zero_(Conv2d(channels_out, channels_out, 3, boundary)))
+        self.skip = (
+            nn.Identity() if channels_in == channels_out else Conv2d(channels_in, channels_out, 1)
+        )
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = torch.addcmul(shift, self.norm2(h), scale + 1)
+        return cast(Tensor, self.skip(x) + self.conv2(self.dropout(F.silu(h))))
+
+
+class Attention2d(nn.Module):
+    """Self-attention over all cells of a feature map, with a residual connection.
+
+    Args:
+        channels: Channels of the input, divisible by `heads`.
+        heads: Number of attention heads.
+    """
+
+    def __init__(self, channels: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = normalisation(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = cast(nn.Conv2d, zero_(nn.Conv2d(channels, channels, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, height * width)
+        q, k, v = qkv.transpose(-1, -2).unbind(dim=1)
+        # Written out, not F.scaled_dot_product_attention: a guided sampler and score matching
+        # differentiate twice, which the fused kernels do not offer.
+        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1)
+        h = (weights @ v).transpose(-1, -2).reshape(b, c, height, width)
+        return cast(Tensor, x + self.out(h))
