@@ -1,0 +1,199 @@
+"""What a rollout is made of, in the world's own terms: variables, grid, times, CF metadata.
+
+From a `Field` and a `Layout` comes the empty dataset that a rollout then fills: float32 variables
+in physical units with real coordinates, following the CF conventions, so that any tool of the
+field reads it without this library.
+
+Many initial states give dimensions (initial, member, lead, y, x) with `initial_time(initial)` and
+the valid time `time(initial, lead)`. One initial state gives (member, time, y, x) with
+`lead(time)`. The names of y and x are the grid's own.
+"""
+
+import datetime
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import dask.array
+import numpy as np
+import xarray as xr
+from zarr.codecs import BloscCodec
+
+from dyngen.rollout.layout import Layout
+
+COORDINATE_CHUNK = 4096  # fixed, so that a longer rollout has the same chunks and some more
+
+Coordinate = tuple[tuple[str, ...], np.ndarray, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Field:
+    """Variables and coordinates of the frames of a rollout.
+
+    Args:
+        variables: attributes (units, long_name, ...) of each variable, in the order of channels.
+        dims: names of the two spatial dimensions, rows first.
+        shape: their sizes (H, W).
+        initial_times: (N,) times of the last given frame of each initial state: datetime64,
+            cftime dates, or numbers for a world without a calendar.
+        step: time from one frame to the next: timedelta64 with dates, else a number.
+        coords: spatial coordinates: name -> (dimensions, values, attributes).
+        time_attributes: attributes of numeric times, such as their units.
+        attributes: attributes of the whole dataset, such as its title.
+
+    Raises:
+        ValueError: when a coordinate does not fit the grid, a name is taken twice, or times and
+            step are not of one kind.
+    """
+
+    variables: Mapping[str, Mapping[str, Any]]
+    dims: tuple[str, str]
+    shape: tuple[int, int]
+    initial_times: np.ndarray
+    step: Any
+    coords: Mapping[str, Coordinate] = field(default_factory=dict)
+    time_attributes: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sizes = dict(zip(self.dims, self.shape, strict=True))
+        taken = {"initial", "member", "lead", "time", "initial_time"}
+        for name in [*self.variables, *self.dims]:
+            if name in taken:
+                raise ValueError(f"{name!r} cannot be a variable or dimension of a rollout's grid.")
+        for name, (dims, values, _) in self.coords.items():
+            if name in taken | set(self.variables):
+                raise ValueError(f"coordinate {name!r} has the name of something else.")
+            if tuple(np.shape(values)) != tuple(sizes.get(dim) for dim in dims):
+                raise ValueError(
+                    f"coordinate {name!r} has shape {np.shape(values)} where the grid has {sizes}."
+                )
+        if self.initial_times.ndim != 1:
+            raise ValueError("initial_times must have one dimension, one time per initial state.")
+        if self.has_dates != isinstance(self.step, np.timedelta64 | datetime.timedelta):
+            raise ValueError(
+                f"the step between frames, {self.step!r}, must be a timedelta when the initial "
+                "times are dates, and a number when they are numbers."
+            )
+
+    @property
+    def has_dates(self) -> bool:
+        """Whether times are dates rather than plain numbers."""
+        return self.initial_times.dtype.kind in "MO"
+
+
+def empty_rollout(
+    field: Field, layout: Layout, *, diagnostics: tuple[str, ...], attributes: Mapping[str, Any]
+) -> tuple[xr.Dataset, dict[Hashable, dict[str, Any]]]:
+    """The dataset that a rollout fills and how to encode it; its data variables are lazy.
+
+    Args:
+        diagnostics: names of the sampler's figures per member and frame, stored beside the fields.
+        attributes: further attributes of the dataset.
+    """
+    one = layout.initials == 1
+    rows = ("member",) if one else ("initial", "member")
+    axis = "time" if one else "lead"
+    sizes = {
+        "initial": layout.initials,
+        "member": layout.members,
+        axis: layout.kept,
+        **dict(zip(field.dims, field.shape, strict=True)),
+    }
+    chunks = {
+        "initial": layout.slab_initials,
+        "member": layout.slab_members,
+        axis: layout.kept_per_block,
+    }
+    data, encoding = {}, dict[Hashable, dict[str, Any]]()
+    for name, attrs in [*field.variables.items(), *((d, {}) for d in diagnostics)]:
+        dims = (*rows, axis) if name in diagnostics else (*rows, axis, *field.dims)
+        shape = tuple(sizes[dim] for dim in dims)
+        empty = dask.array.full(shape, np.nan, dtype=np.float32, chunks=-1)
+        data[name] = (dims, empty, dict(attrs))
+        encoding[name] = {
+            "chunks": tuple(chunks.get(dim, sizes[dim]) for dim in dims),
+            "compressors": (BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"),),
+            "fill_value": np.float32("nan"),  # what is not written yet reads as missing
+            "_FillValue": None,
+        }
+    coords, time_encoding = _times(field, layout)
+    coords["member"] = ("member", np.arange(layout.members), {"standard_name": "realization"})
+    coords |= {name: (dims, values, dict(a)) for name, (dims, values, a) in field.coords.items()}
+    for name, coord in coords.items():
+        encoding[name] = {"_FillValue": None, **time_encoding.get(name, {})}
+        if np.ndim(coord[1]) and axis in coord[0]:
+            encoding[name]["chunks"] = tuple(
+                COORDINATE_CHUNK if dim == axis else sizes[dim] for dim in _names(coord[0])
+            )
+    attrs = {"Conventions": "CF-1.11", **field.attributes, **attributes}
+    return xr.Dataset(data, coords, attrs), encoding
+
+
+def _times(field: Field, layout: Layout) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Coordinates lead, time and initial_time, and the encoding of those that are dates."""
+    numbers = layout.every * np.arange(1, layout.kept + 1)
+    encoding: dict[str, dict[str, Any]] = {}
+    attrs = dict(field.time_attributes)
+    lead: np.ndarray
+    if field.has_dates:
+        step = np.timedelta64(field.step)
+        unit = _unit(step, field.initial_times)
+        lead = numbers * step.astype("timedelta64[s]")
+        if field.initial_times.dtype.kind == "M":
+            initial = field.initial_times.astype("datetime64[s]")
+            valid = initial[:, None] + lead
+            calendar = "standard"
+        else:
+            initial = field.initial_times
+            valid = initial[:, None] + np.array([s.astype(object) for s in lead])
+            calendar = initial[0].calendar
+        dates = {"units": f"{unit} since 1970-01-01", "calendar": calendar, "dtype": "int64"}
+        encoding = {
+            "time": dates,
+            "initial_time": dates,
+            "lead": {"units": unit, "dtype": "int64"},
+        }
+        attrs = {}
+    else:
+        initial = field.initial_times.astype(np.float64)
+        lead = numbers * float(field.step)
+        valid = initial[:, None] + lead
+    lead_attrs = attrs | {"standard_name": "forecast_period", "long_name": "lead time"}
+    time_attrs = attrs | {"standard_name": "time", "long_name": "valid time"}
+    initial_attrs = attrs | {
+        "standard_name": "forecast_reference_time",
+        "long_name": "time of the initial state",
+    }
+    if layout.initials == 1:
+        coords: dict[str, Any] = {
+            "time": ("time", valid[0], time_attrs | {"axis": "T"}),
+            "lead": ("time", lead, lead_attrs),
+            "initial_time": ((), initial[0], initial_attrs),
+        }
+    else:
+        coords = {
+            "lead": ("lead", lead, lead_attrs),
+            "initial_time": ("initial", initial, initial_attrs),
+            "time": (("initial", "lead"), valid, time_attrs),
+        }
+    return coords, encoding
+
+
+def _unit(step: np.timedelta64, initial_times: np.ndarray) -> str:
+    """The coarsest unit in which the step and all times are whole numbers."""
+    seconds = step / np.timedelta64(1, "s")
+    if seconds != int(seconds) or seconds <= 0:
+        raise ValueError(f"the step between frames, {step}, must be a whole number of seconds.")
+    if initial_times.dtype.kind == "M":
+        of_day = [int(t) % 86400 for t in initial_times.astype("datetime64[s]").astype(np.int64)]
+    else:
+        of_day = [t.hour * 3600 + t.minute * 60 + t.second for t in initial_times]
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if not any(part % length for part in [int(seconds), *of_day]):
+            return unit
+    return "seconds"
+
+
+def _names(dims: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (dims,) if isinstance(dims, str) else dims

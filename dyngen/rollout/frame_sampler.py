@@ -1,0 +1,314 @@
+"""The next frame from the last ones: a diffusion sampler made into one step of a rollout.
+
+A frame sampler is called as ``sampler(history, noise, **conditioning)`` with ``history``
+(B, k, C, H, W), normalised, and gives the next n frames (B, n, C, H, W) and figures about them.
+`GuidedFrameSampler` is the method of Hess et al. 2025 (arXiv 2505.09089): an unconditional image
+model, made conditional by a discriminator's logit. `ConditionalFrameSampler` is what it is compared
+with: a denoiser that is given the history itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dyngen.diffusion.guidance import discriminator_guidance, guide
+from dyngen.diffusion.particles import sample_with_particles
+from dyngen.diffusion.samplers import SAMPLERS, check_sigmas
+from dyngen.rollout.randomness import FrameNoise
+
+Diagnostics = dict[str, Tensor]  # each (B,)
+
+
+class FrameSampler(Protocol):
+    """What a rollout asks of a model.
+
+    Attributes:
+        history_length: k, the frames that it is given.
+        block_length: n, the frames that one call gives.
+        diagnostic_names: which of its diagnostics are worth storing with the frames.
+    """
+
+    history_length: int
+    block_length: int
+    diagnostic_names: tuple[str, ...]
+
+    def __call__(
+        self, history: Tensor, noise: FrameNoise, **conditioning: Tensor
+    ) -> tuple[Tensor, Diagnostics]:
+        """The next frames (B, n, C, H, W), given (B, k, C, H, W), and diagnostics (B,) each."""
+        ...
+
+    def description(self) -> dict[str, Any]:
+        """The settings that decide its numbers, to refuse continuing a rollout with others."""
+        ...
+
+
+class GuidedFrameSampler:
+    """An image model guided by a time-consistency discriminator, by gradient, particles or both.
+
+    ==========  ==========  =========================================
+    scale       particles   what happens
+    ==========  ==========  =========================================
+    0           1           none: the image model alone
+    above 0     1           the logit's gradient steers the sampler
+    0           above 1     particles are weighed by the logit
+    above 0     above 1     steered particles, weighed to correct it
+    ==========  ==========  =========================================
+
+    Args:
+        denoiser: ``(x, sigma, **conditioning) -> denoised``, the unconditional image model.
+        logit: ``(x, sigma, history, **conditioning) -> (B,)``; None samples unguided. One that has
+            a method ``value_and_gradient`` of the same arguments is asked for its own gradient.
+        sigmas: (steps + 1,) noise levels, descending and ending in 0.
+        history_length: k, the frames that the logit sees.
+        sampler: a name in `SAMPLERS`; by default heun, and ddim at eta = 1 with particles, which
+            need random kernels and so take ddim or ddpm only.
+        options: further arguments of the sampler, such as churn or eta.
+        scale: w of the gradient; 1 is the principled value.
+        interval: noise levels at which the gradient acts.
+        particles: P per member.
+        threshold: a member's particles are resampled when fewer than threshold * P are effective.
+        autocast: a lower precision (torch.bfloat16) for the networks, or None.
+
+    Raises:
+        ValueError: for an unknown sampler, one without noise for particles, particles without a
+            logit, or noise levels that are not a grid.
+    """
+
+    block_length = 1
+
+    def __init__(
+        self,
+        denoiser: Callable[..., Tensor],
+        logit: Callable[..., Tensor] | None,
+        sigmas: Tensor,
+        *,
+        history_length: int,
+        sampler: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        scale: float = 1.0,
+        interval: tuple[float, float] = (0.0, math.inf),
+        particles: int = 1,
+        threshold: float = 0.5,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        check_sigmas(sigmas)
+        if history_length < 1 or particles < 1:
+            raise ValueError(
+                f"history_length = {history_length} and particles = {particles} must be at least 1."
+            )
+        if particles > 1 and logit is None:
+            raise ValueError(
+                f"particles = {particles} are weighed by a discriminator and there is none: give "
+                "one, or set particles to 1."
+            )
+        self.denoiser = denoiser
+        self.logit = logit
+        self.sigmas = sigmas
+        self.history_length = history_length
+        self.sampler, self.options = _choose_sampler(sampler, options or {}, particles)
+        self.scale = scale if logit is not None else 0.0
+        self.interval = interval
+        self.particles = particles
+        self.threshold = threshold
+        self.autocast = autocast
+        self.diagnostic_names: tuple[str, ...] = (
+            ("effective_sample_size", "smallest_effective_sample_size") if particles > 1 else ()
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self, history: Tensor, noise: FrameNoise, **conditioning: Tensor
+    ) -> tuple[Tensor, Diagnostics]:
+        """The next frame.
+
+        Args:
+            history: (B, k, C, H, W) normalised, oldest first.
+            noise: random numbers of this step, one row per row of the batch.
+            conditioning: handed to the denoiser and the logit, each tensor (B, ...).
+
+        Returns:
+            frames (B, 1, C, H, W) like the history, and figures (B,): evaluations of the denoiser
+            and of the logit per frame, and with particles the effective sample size, its mean and
+            its minimum over noise levels.
+
+        Raises:
+            ValueError: if the history is not (B, history_length, C, H, W).
+        """
+        _check_history(history, self.history_length)
+        rows, copies = len(history), self.particles
+        if copies > 1:
+            history = history.repeat_interleave(copies, 0)
+            conditioning = {k: v.repeat_interleave(copies, 0) for k, v in conditioning.items()}
+        x = self.sigmas[0].item() * noise(history[:, -1])
+        denoiser = _Counted(partial(self.denoiser, **conditioning))
+        logit = _Counted(_given(self.logit or _no_logit, history=history, **conditioning))
+        figures: Diagnostics = {}
+        with _autocast(self.autocast, x.device):
+            if copies > 1:
+                frames, sizes = sample_with_particles(
+                    denoiser,
+                    logit,
+                    x,
+                    self.sigmas,
+                    particles=copies,
+                    threshold=self.threshold,
+                    eta=self.options["eta"],
+                    scale=self.scale,
+                    interval=self.interval,
+                    noise=noise,
+                    uniform=noise.uniform,
+                )
+                figures["effective_sample_size"] = sizes.mean(0)
+                figures["smallest_effective_sample_size"] = sizes.amin(0)
+            else:
+                guided = guide(denoiser, [discriminator_guidance(logit, self.scale, self.interval)])
+                sampler = SAMPLERS[self.sampler]
+                frames = sampler(guided, x, self.sigmas, noise=noise, **self.options)
+        for name, function in (("denoiser", denoiser), ("logit", logit)):
+            calls = float(function.calls * copies)
+            figures[f"{name}_evaluations"] = torch.full((rows,), calls, device=x.device)
+        return frames.to(history.dtype)[:, None], figures
+
+    def description(self) -> dict[str, Any]:
+        """Settings that decide the frames, besides the weights of the networks."""
+        return {
+            "sampler": self.sampler,
+            **dict(self.options),
+            "guided": self.logit is not None,
+            "scale": self.scale,
+            "interval": list(self.interval),
+            "particles": self.particles,
+            "threshold": self.threshold,
+            "sigmas": self.sigmas.tolist(),
+            "history_length": self.history_length,
+            "precision": str(self.autocast or "full"),
+        }
+
+
+class ConditionalFrameSampler:
+    """A denoiser that is given the history, as a frame sampler.
+
+    Args:
+        denoiser: ``(x, sigma, history=..., **conditioning) -> denoised``; history (B, k, C, H, W).
+        sigmas: (steps + 1,) noise levels, descending and ending in 0.
+        history_length: k.
+        sampler: a name in `SAMPLERS`.
+        options: further arguments of the sampler.
+        autocast: a lower precision for the network, or None.
+
+    Raises:
+        ValueError: for an unknown sampler or noise levels that are not a grid.
+    """
+
+    block_length = 1
+    diagnostic_names: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        denoiser: Callable[..., Tensor],
+        sigmas: Tensor,
+        *,
+        history_length: int,
+        sampler: str = "heun",
+        options: Mapping[str, Any] | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        check_sigmas(sigmas)
+        self.denoiser = denoiser
+        self.sigmas = sigmas
+        self.history_length = history_length
+        self.sampler, self.options = _choose_sampler(sampler, options or {}, particles=1)
+        self.autocast = autocast
+
+    @torch.no_grad()
+    def __call__(
+        self, history: Tensor, noise: FrameNoise, **conditioning: Tensor
+    ) -> tuple[Tensor, Diagnostics]:
+        """The next frame (B, 1, C, H, W), given (B, k, C, H, W), and the evaluations it took."""
+        _check_history(history, self.history_length)
+        denoiser = _Counted(partial(self.denoiser, history=history, **conditioning))
+        x = self.sigmas[0].item() * noise(history[:, -1])
+        with _autocast(self.autocast, x.device):
+            frames = SAMPLERS[self.sampler](denoiser, x, self.sigmas, noise=noise, **self.options)
+        calls = torch.full((len(x),), float(denoiser.calls), device=x.device)
+        return frames.to(history.dtype)[:, None], {"denoiser_evaluations": calls}
+
+    def description(self) -> dict[str, Any]:
+        """Settings that decide the frames, besides the weights of the network."""
+        return {
+            "sampler": self.sampler,
+            **dict(self.options),
+            "conditional": True,
+            "sigmas": self.sigmas.tolist(),
+            "history_length": self.history_length,
+            "precision": str(self.autocast or "full"),
+        }
+
+
+class _Counted:
+    """A function that counts its calls; a closed-form gradient beside it stays reachable."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.calls = 0
+        closed_form = getattr(function, "value_and_gradient", None)
+        if closed_form is not None:
+            self.value_and_gradient = partial(self._call, closed_form)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(self.function, *args, **kwargs)
+
+    def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return function(*args, **kwargs)
+
+
+def _no_logit(x: Tensor, sigma: Tensor, history: Tensor, **conditioning: Tensor) -> Tensor:
+    """What an unguided sampler has for a logit; at scale 0 it is not evaluated."""
+    return x.new_zeros(len(x))
+
+
+def _given(logit: Callable[..., Any], **known: Any) -> Callable[..., Any]:
+    """The logit as a function of (x, sigma), and its closed-form gradient if it has one."""
+    bound = partial(logit, **known)
+    closed_form = getattr(logit, "value_and_gradient", None)
+    if closed_form is not None:
+        bound.value_and_gradient = partial(closed_form, **known)  # type: ignore[attr-defined]
+    return bound
+
+
+def _choose_sampler(
+    name: str | None, options: Mapping[str, Any], particles: int
+) -> tuple[str, dict[str, Any]]:
+    name = name or ("heun" if particles == 1 else "ddim")
+    if name not in SAMPLERS:
+        raise ValueError(f"Unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
+    if particles == 1:
+        return name, dict(options)
+    eta = dict(options).pop("eta", 1.0)
+    if name not in {"ddim", "ddpm"} or eta <= 0 or set(options) - {"eta"}:
+        raise ValueError(
+            f"Particles need a random sampler: choose ddim with eta above 0, or ddpm, not {name} "
+            f"with {dict(options)}."
+        )
+    return "ddim", {"eta": eta}
+
+
+def _check_history(history: Tensor, length: int) -> None:
+    if history.ndim != 5 or history.shape[1] != length:
+        raise ValueError(
+            f"the history has shape {tuple(history.shape)}; this sampler takes (B, {length}, C, H, "
+            "W)."
+        )
+
+
+def _autocast(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[Any]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
