@@ -1,0 +1,67 @@
+# Everything here works from a fresh clone: what is missing is installed or made first.
+EXPERIMENT ?= turbulence
+ARGS ?=
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= test,lint
+RUN = runs/$(EXPERIMENT)
+export DYNGEN_RUN ?= $(RUN)
+
+BIN = $(VENV)/bin
+DYNGEN = $(BIN)/dyngen
+READY = $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint train-image train-discriminator rollout tensorboard bench clean
+
+help:  ## show this help
+	@echo "make TARGET [EXPERIMENT=turbulence] [ARGS='--trainer.max_steps 2000']"
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+setup: $(READY)  ## make .venv with the versions of constraints.txt
+
+# The CPU build of PyTorch comes first where there is no GPU: the default one is gigabytes larger.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("dyngen needs Python 3.11 or newer: set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@date +%s > .setup-started
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@echo "$$(( $$(date +%s) - $$(cat .setup-started) ))" > $@; rm -f .setup-started
+
+demo: $(READY)  ## data, training, rollouts, scores and report in runs/demo: 12 minutes on 2 cores
+	DYNGEN_SETUP_SECONDS=$$(cat $(READY)) $(DYNGEN) demo $(ARGS)
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## check style and types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+$(DYNGEN_RUN)/cube.zarr: | $(READY)
+	$(DYNGEN) simulate $(EXPERIMENT) --out $@
+
+train-image: $(READY) | $(DYNGEN_RUN)/cube.zarr  ## train the image model, or go on with it
+	$(DYNGEN) fit --config experiments/$(EXPERIMENT)/image.yaml $(ARGS)
+
+$(DYNGEN_RUN)/image/checkpoints/last.ckpt: | $(READY) $(DYNGEN_RUN)/cube.zarr
+	$(DYNGEN) fit --config experiments/$(EXPERIMENT)/image.yaml
+
+train-discriminator: $(READY) | $(DYNGEN_RUN)/image/checkpoints/last.ckpt  ## train the discriminator
+	$(DYNGEN) fit --config experiments/$(EXPERIMENT)/image.yaml
+	$(DYNGEN) fit --config experiments/$(EXPERIMENT)/discriminator.yaml $(ARGS)
+
+$(DYNGEN_RUN)/discriminator/checkpoints/last.ckpt: | $(DYNGEN_RUN)/image/checkpoints/last.ckpt
+	$(DYNGEN) fit --config experiments/$(EXPERIMENT)/discriminator.yaml
+
+rollout: $(READY) | $(DYNGEN_RUN)/discriminator/checkpoints/last.ckpt  ## sample an ensemble into a Zarr
+	$(DYNGEN) rollout --config experiments/$(EXPERIMENT)/rollout.yaml $(ARGS)
+
+tensorboard: $(READY)  ## open TensorBoard on the runs
+	$(BIN)/tensorboard --logdir runs $(ARGS)
+
+bench: $(READY)  ## run the benchmarks and write benchmarks/results.json
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:  ## delete the environment and caches, not the runs
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

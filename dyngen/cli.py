@@ -1,0 +1,138 @@
+"""The command line: `dyngen VERB ...`.
+
+`fit`, `validate`, `test` and `predict` are Lightning's own command line, for any model and
+data module named in a YAML. The other verbs are functions whose arguments are options.
+Whatever goes wrong with an input is told in one sentence; set DYNGEN_TRACEBACK=1 for the rest.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import warnings
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dyngen.options import OptionParser, nearest, sentence
+
+LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
+
+USAGE = """usage: dyngen VERB [options]
+
+train and measure, each with --config FILE (Lightning's command line):
+  fit                  train a model
+  validate             measure a model on held-out data
+  test                 measure a model on test data
+  predict              run a model over data
+
+make and use:
+  simulate turbulence  make a Zarr cube of forced two-dimensional turbulence
+  rollout              sample an ensemble of trajectories from a trained model into a Zarr
+  demo                 everything in turn: data, training, rollouts, scores, report
+
+`dyngen VERB --help` lists the options of each; `dyngen fit --config FILE --print_config` shows what
+a configuration comes to.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, on `sys.argv` by default.
+
+    Raises:
+        SystemExit: With status 2 and one sentence on standard error when an input is at fault, 130
+            when interrupted.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(USAGE)
+        return
+    try:
+        run(arguments)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted; the same command goes on from what is on disk\n")
+        sys.exit(130)
+    except (ValueError, OSError, ArgumentError, ImportError) as error:
+        if os.environ.get("DYNGEN_TRACEBACK"):
+            raise
+        sys.stderr.write(f"dyngen: {sentence(error, _config_files(arguments))}\n")
+        sys.exit(2)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run one verb; errors are raised as they are.
+
+    Raises:
+        ValueError: For an unknown verb, or whatever the verb raises.
+    """
+    verb, *rest = arguments
+    _quieten()
+    if verb in LIGHTNING_VERBS:
+        from dyngen.experiment import ExperimentCLI
+
+        ExperimentCLI(arguments)
+        return
+    functions = _functions()
+    name = verb
+    if verb == "simulate":
+        if not rest or rest[0] in ("-h", "--help"):
+            sys.stdout.write("usage: dyngen simulate turbulence --out cube.zarr [options]\n")
+            return
+        name, *rest = (f"simulate {rest[0]}", *rest[1:])
+    if name not in functions:
+        verbs = [*LIGHTNING_VERBS, *functions]
+        raise ValueError(f"there is no verb '{name}'{nearest(name, verbs)} See dyngen --help.")
+    from jsonargparse import auto_cli
+
+    auto_cli(
+        functions[name](),
+        args=rest,
+        as_positional=False,
+        exit_on_error=False,
+        allow_abbrev=False,
+        prog=f"dyngen {name}",
+        parser_mode="omegaconf",
+        parser_class=OptionParser,
+    )
+
+
+def _functions() -> dict[str, Callable[[], Callable[..., Any]]]:
+    """Verbs and how to import what they call: only what is asked for is imported."""
+
+    def lazily(module: str, name: str) -> Callable[[], Callable[..., Any]]:
+        return lambda: getattr(importlib.import_module(module), name)
+
+    return {
+        "simulate turbulence": lazily("data_modules.simulated", "write_turbulence"),
+        "rollout": lazily("dyngen.forecast", "forecast"),
+        "demo": lazily("dyngen.demo", "demo"),
+    }
+
+
+def _quieten() -> None:
+    """Hide what a user of this command line can do nothing about."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    for message in (
+        ".*does not have many workers.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*LightningCLI's args parameter is intended.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*smaller than the logging interval.*",
+        ".*ckpt_path=\"last\".*there is no last checkpoint.*",
+        ".*`ckpt_path=.last.` is set, but there is no last checkpoint.*",
+        ".*Precision bf16-mixed is not supported.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage() and "litlogger" not in record.getMessage()
+    )
+
+
+def _config_files(arguments: Sequence[str]) -> list[str]:
+    """Configuration files named on a command line."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    files = [after for option, after in pairs if option in ("--config", "-c")]
+    return files + [a.partition("=")[2] for a in arguments if a.startswith("--config=")]

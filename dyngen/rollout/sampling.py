@@ -1,0 +1,101 @@
+"""How frames are sampled, as settings, and the frame sampler that a trained model makes of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from dyngen.diffusion.noise import edm_sigmas
+from dyngen.rollout.frame_sampler import ConditionalFrameSampler, FrameSampler, GuidedFrameSampler
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of a frame sampler.
+
+    Args:
+        sampler: heun, ddim, ddpm or dpm_solver_pp_2m; by default dpm_solver_pp_2m, and ddim with
+            particles, which need a random sampler.
+        steps: Noise levels visited per frame.
+        sigma_min: The smallest noise level.
+        sigma_max: The largest noise level, where sampling starts.
+        rho: Curvature of the noise levels between (Karras et al. 2022, equation 5).
+        scale: Guidance scale w; 1 is the principled value, 0 samples the image model alone.
+        interval: Noise levels at which the discriminator's gradient acts.
+        particles: Particles per member, weighed by the discriminator; 1 is none.
+        threshold: Resample a member's particles when fewer than this fraction are effective.
+        options: Further arguments of the sampler, such as `churn` for heun or `eta` for ddim.
+        precision: Of the networks: full or bf16.
+
+    Raises:
+        ValueError: For noise levels that are not positive and ascending, or no steps.
+    """
+
+    sampler: str | None = None
+    steps: int = 10
+    sigma_min: float = 0.02
+    sigma_max: float = 40.0
+    rho: float = 7.0
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, math.inf)
+    particles: int = 1
+    threshold: float = 0.5
+    options: dict[str, float] = field(default_factory=dict)
+    precision: Literal["full", "bf16"] = "full"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"steps = {self.steps}, sigma_min = {self.sigma_min} and sigma_max = "
+                f"{self.sigma_max} are no noise levels: give at least one step and "
+                "0 < sigma_min < sigma_max."
+            )
+
+
+def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
+    """The frame sampler of a trained model.
+
+    Args:
+        model: Anything with a `denoiser`. With a `logit` and a `history_length` it is guided by
+            that logit; with a `history_length` alone its denoiser is given the history; without
+            both, frames follow from nothing: an image model alone.
+        sampling: The settings.
+
+    Raises:
+        ValueError: For settings that this model cannot sample with.
+    """
+    sigmas = edm_sigmas(sampling.steps, sampling.sigma_min, sampling.sigma_max, sampling.rho)
+    precision = torch.bfloat16 if sampling.precision == "bf16" else None
+    name = sampling.sampler or ("dpm_solver_pp_2m" if sampling.particles == 1 else None)
+    logit = getattr(model, "logit", None)
+    history = getattr(model, "history_length", None)
+    if logit is None and history is not None:
+        if sampling.particles > 1 or sampling.scale not in (0, 1):
+            raise ValueError(
+                f"A {type(model).__name__} is given the history itself: guidance scale "
+                f"{sampling.scale} and particles {sampling.particles} do not apply, leave them at 1."
+            )
+        return ConditionalFrameSampler(
+            model.denoiser,
+            sigmas,
+            history_length=history,
+            sampler=name or "ddim",
+            options=sampling.options,
+            autocast=precision,
+        )
+    return GuidedFrameSampler(
+        model.denoiser,
+        logit,
+        sigmas,
+        history_length=history or 1,
+        sampler=name,
+        options=sampling.options,
+        scale=sampling.scale,
+        interval=sampling.interval,
+        particles=sampling.particles,
+        threshold=sampling.threshold,
+        autocast=precision,
+    )
