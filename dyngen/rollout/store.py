@@ -72,7 +72,8 @@ def open_rollout(path: str | os.PathLike[str]) -> xr.Dataset:
     """
     path = Path(path)
     attributes = _attributes(path)
-    data = xr.open_zarr(path, consolidated=True, decode_timedelta=True)
+    seconds = xr.coders.CFDatetimeCoder(time_unit="s")  # nanoseconds end in the year 2262
+    data = xr.open_zarr(path, consolidated=True, decode_times=seconds, decode_timedelta=True)
     if attributes["dyngen_complete"]:
         return data
     layout = _layout(attributes)
