@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -57,7 +57,7 @@ def build(hyper_parameters: dict[str, Any], path: str | Path, **replace: Any) ->
             "`dyngen fit` wrote, or load it with `load_from_checkpoint(path, network=...)`."
         )
     settings = {k: v for k, v in hyper_parameters.items() if not k.startswith("_")}
-    return cast(LightningModule, instantiate_module(kind, settings | replace))
+    return instantiate_module(kind, settings | replace)
 
 
 def load_model(path: str | Path) -> LightningModule:
@@ -74,7 +74,8 @@ def load_model(path: str | Path) -> LightningModule:
     missing, unexpected = model.load_state_dict(checkpoint["state_dict"], strict=False)
     if missing or unexpected:
         raise ValueError(
-            f"{path} does not fit {type(model).__name__}: missing weights {missing[:3]}, unexpected "
-            f"weights {unexpected[:3]}; it was made by another version of the network, train again."
+            f"{path} does not fit {type(model).__name__}: missing weights {missing[:3]}, "
+            f"unexpected weights {unexpected[:3]}; it was made by another version of the "
+            "network, train again."
         )
     return model.eval().requires_grad_(False)

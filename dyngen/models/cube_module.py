@@ -1,4 +1,4 @@
-"""What every model of a data cube shares: its optimiser, and the cube's description in checkpoints."""
+"""What every model of a data cube shares: its optimiser, and the cube's description."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 import torch
+from data_modules.climate_cube import check_compatible
 from lightning import LightningModule
 from torch import Tensor, nn
-
-from data_modules.climate_cube import check_compatible
 
 CUBE_KEY = "cube"
 VALIDATION_SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)

@@ -14,7 +14,11 @@ from dyngen.diffusion.noise import LogNormalNoise, LogUniformNoise
 from dyngen.models.checkpoints import build, load_model, read_checkpoint
 from dyngen.models.cube_module import VALIDATION_SIGMAS, CubeModule, fixed_noise
 from dyngen.models.image_ddpm import ImageDDPM
-from dyngen.models.imported import denoiser_from_config, denoiser_from_folder
+from dyngen.models.imported import (
+    denoiser_from_config,
+    denoiser_from_folder,
+    denoiser_from_state_dict,
+)
 
 
 class TimeConsistencyDiscriminator(CubeModule):
@@ -29,8 +33,9 @@ class TimeConsistencyDiscriminator(CubeModule):
     Args:
         discriminator: A network `(x, sigma, history) -> logit (B,)` with `history_length`, such as
             `UNetEnergy` or `EncoderDiscriminator`.
-        image_model: The frozen image model: a checkpoint of `ImageDDPM`, or the folder of a
-            `diffusers` unconditional U-Net. It is copied into this model's own checkpoints.
+        image_model: The frozen image model: a checkpoint of `ImageDDPM`, the folder of a
+            `diffusers` unconditional U-Net, or a state_dict with the JSON file of its network's
+            arguments beside it. It is copied into this model's own checkpoints.
         cross_entropy_weight: Weight of the balanced binary cross-entropy.
         score_matching_weight: Weight of denoising likelihood score matching; 0 is the plain
             classifier of the paper.
@@ -71,7 +76,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         if image_model is not None:
             self._adopt(*open_image_model(image_model))
         # In a list, so that the reference's weights are not in this model's checkpoints.
-        self._reference = [load_model(reference)] if reference is not None else []
+        self._reference: list[Any] = [] if reference is None else [load_model(reference)]
 
     @property
     def history_length(self) -> int:
@@ -114,7 +119,7 @@ class TimeConsistencyDiscriminator(CubeModule):
             self._adopt(*rebuild_image_model(checkpoint["image_model"]))
 
     def logit(self, x: Tensor, sigma: Tensor, history: Tensor) -> Tensor:
-        """Logits (B,) of noisy frames (B, C, H, W) at sigma (B,) after histories (B, k, C, H, W)."""
+        """Logits (B,) of frames (B, C, H, W) at sigma (B,) after histories (B, k, C, H, W)."""
         logits: Tensor = self.discriminator(x, sigma, history)
         return logits
 
@@ -173,9 +178,7 @@ class TimeConsistencyDiscriminator(CubeModule):
             self.log(f"denoising_error_image_model/{name}", (denoised - clean).square().mean())
             for reference in self._reference:
                 conditional = reference.to(self.device).denoise(noisy, sigma, history)
-                self.log(
-                    f"denoising_error_reference/{name}", (conditional - clean).square().mean()
-                )
+                self.log(f"denoising_error_reference/{name}", (conditional - clean).square().mean())
             total = total + error * self._weight(sigma).mean()
         self.log("validate/loss", total / len(VALIDATION_SIGMAS), prog_bar=True)
 
@@ -187,8 +190,8 @@ class TimeConsistencyDiscriminator(CubeModule):
         frames = batch["frames"]
         if frames.shape[1] != self.history_length + 1:
             raise ValueError(
-                f"The discriminator sees {self.history_length} past frames and the present one, but "
-                f"windows have {frames.shape[1]} frames; set data.init_args.window_length to "
+                f"The discriminator sees {self.history_length} past frames and the present one, "
+                f"but windows have {frames.shape[1]} frames; set data.init_args.window_length to "
                 f"{self.history_length + 1}."
             )
         return frames[:, :-1], frames[:, -1]
@@ -219,14 +222,25 @@ def other_histories(history: Tensor) -> Tensor:
 
 
 def open_image_model(path: str) -> tuple[Denoiser, dict[str, Any]]:
-    """An image model's denoiser, and what is needed to rebuild it without its file."""
-    if Path(path).is_dir():
-        return denoiser_from_folder(path)
+    """An image model's denoiser, and what is needed to rebuild it without its file.
+
+    Args:
+        path: A checkpoint of `ImageDDPM`, the folder of a `diffusers` U-Net, or the state_dict of
+            any network with a JSON file of its arguments beside it (see `dyngen.models.imported`).
+
+    Raises:
+        ValueError: If there is no image model there.
+    """
+    file = Path(path)
+    if file.is_dir():
+        return denoiser_from_folder(file)
+    if file.suffix == ".safetensors" or file.with_suffix(".json").is_file():
+        return denoiser_from_state_dict(file)
     model = load_model(path)
     if not isinstance(model, ImageDDPM):
         raise ValueError(
             f"{path} holds a {type(model).__name__}, not an image model; give a checkpoint of "
-            "ImageDDPM or the folder of a diffusers U-Net."
+            "ImageDDPM, the folder of a diffusers U-Net, or a state_dict with its JSON file."
         )
     return model.denoiser, {"hyper_parameters": read_checkpoint(path)["hyper_parameters"]}
 
@@ -237,4 +251,4 @@ def rebuild_image_model(source: dict[str, Any]) -> tuple[Denoiser, dict[str, Any
         model = build(source["hyper_parameters"], "the embedded image model")
         assert isinstance(model, ImageDDPM)
         return model.denoiser, source
-    return denoiser_from_config(source)
+    return denoiser_from_config(source), source

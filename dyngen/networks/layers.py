@@ -1,4 +1,4 @@
-"""Building blocks of the networks: boundary-aware convolutions, noise embeddings, residual blocks."""
+"""Building blocks of the networks: convolutions that know boundaries, embeddings, blocks."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def zero_(module: nn.Module) -> nn.Module:
 
 def normalisation(channels: int) -> nn.GroupNorm:
     """Group normalisation with 8 channels or more in a group where the width allows."""
-    groups = next(g for g in (8, 4, 2, 1) if channels % g == 0 and channels // g >= 4 or g == 1)
+    groups = next(g for g in (8, 4, 2, 1) if (channels % g == 0 and channels // g >= 4) or g == 1)
     return nn.GroupNorm(groups, channels)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -18,6 +18,8 @@ from dyngen.networks.layers import (
     normalisation,
     zero_,
 )
+
+Pairs = Iterable[tuple[nn.Module, nn.Module]]  # a residual block and what follows it
 
 
 class UNet2d(nn.Module):
@@ -111,7 +113,7 @@ class UNet2d(nn.Module):
         h = self.stem(F.pixel_unshuffle(x, self.patch))
         skips = []
         for level, stages in enumerate(self.down):
-            for block, attend in stages:  # type: ignore[misc]
+            for block, attend in cast(Pairs, stages):
                 h = attend(block(h, embedding))
                 skips.append(h)
             if level < len(self.shrink):
@@ -119,7 +121,7 @@ class UNet2d(nn.Module):
         block, attend = self.middle
         h = attend(block(h, embedding))
         for level, stages in enumerate(self.up):
-            for block, attend in stages:  # type: ignore[misc]
+            for block, attend in cast(Pairs, stages):
                 h = attend(block(torch.cat([h, skips.pop()], dim=1), embedding))
             if level < len(self.grow):
                 h = self.grow[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))
