@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import torch
@@ -50,6 +51,15 @@ class CubeModule(LightningModule):
             check_compatible(self.cube, description)
         else:
             self.cube = description
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the step's randomness from (seed, rank, step) alone.
+
+        A run that is resumed then draws what an uninterrupted one would have drawn.
+        """
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # what seed_everything was given
+        key = (self.global_rank, self.trainer.fit_loop.total_batch_idx)
+        torch.manual_seed(int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write the cube's description into the checkpoint."""
