@@ -9,6 +9,7 @@ them in memory and `write_rollout` writes them to a Zarr that a killed run picks
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -216,7 +217,11 @@ def write_rollout(
     frames = 0
     sums: dict[str, float] = {}
     started = time.perf_counter()
-    with FrameProgress(_count(slabs, store.layout.steps), done, shown=progress) as bar:
+    with (
+        ThreadPoolExecutor(1) as writer,  # writes a block while the next one is sampled
+        FrameProgress(_count(slabs, store.layout.steps), done, shown=progress) as bar,
+    ):
+        writing: Future[None] | None = None
         for block in rollout_blocks(
             sampler,
             histories,
@@ -230,10 +235,16 @@ def write_rollout(
             on_frames=bar.advance,
         ):
             physical = denormalise(block.frames) if denormalise else block.frames
-            store.write(block.slab, block.steps, physical, block.diagnostics, block.restart)
+            if writing is not None:
+                writing.result()  # in order, and at most one block waits in memory
+            writing = writer.submit(
+                store.write, block.slab, block.steps, physical, block.diagnostics, block.restart
+            )
             frames += len(block.slab.rows) * len(block.steps)
             for name, values in block.diagnostics.items():
                 sums[name] = sums.get(name, 0.0) + values.mean().item() * values.numel() * every
+        if writing is not None:
+            writing.result()
     store.finish()
     means = {name: total / frames for name, total in sums.items()}
     return Written(frames, time.perf_counter() - started, means)

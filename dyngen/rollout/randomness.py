@@ -7,14 +7,20 @@ computed in, the number of devices, or the step at which the run was interrupted
 The generators are NumPy's (PCG64 behind `SeedSequence`, O'Neill 2014), on the CPU, and the draws
 are moved to the device: a GPU's own generator would give other numbers than a CPU's, and
 `torch.Generator` keeps only 32 bits of a seed, few enough for two frames of a century-long
-ensemble to share their noise.
+ensemble to share their noise. Large draws are shared out to threads, which NumPy lets run at once,
+so that a GPU does not wait for them.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
+
+LARGE = 2**17  # numbers; drawing them takes about a millisecond, much longer than to start threads
 
 
 class FrameNoise:
@@ -41,13 +47,26 @@ class FrameNoise:
                 f"seed {seed}, step {step} and the indices of initial states and members "
                 "must not be negative."
             )
+        self._seed, self._rows, self._step = seed, rows, step
         self._normal = [_generator(seed, (*row, step, 0)) for row in rows]
-        self._uniform = [_generator(seed, (*row, step, 1)) for row in rows]
+
+    @cached_property
+    def _uniform(self) -> list[np.random.Generator]:
+        return [_generator(self._seed, (*row, self._step, 1)) for row in self._rows]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Standard normal numbers of the shape, dtype and device of `x` (R, ...)."""
         share = self._share(x.shape)
-        draws = np.stack([g.standard_normal(share, dtype=np.float32) for g in self._normal])
+        draws = np.empty((len(self._normal), share), dtype=np.float32)
+
+        def draw(row: int) -> None:
+            self._normal[row].standard_normal(out=draws[row], dtype=np.float32)
+
+        if draws.size < LARGE:
+            for row in range(len(draws)):
+                draw(row)
+        else:
+            list(_threads(os.getpid()).map(draw, range(len(draws))))
         return torch.from_numpy(draws).reshape(x.shape).to(x.device, x.dtype)
 
     def uniform(self, count: int) -> Tensor:
@@ -69,3 +88,9 @@ class FrameNoise:
 
 def _generator(seed: int, key: tuple[int, ...]) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
+
+
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """The threads that draw; a forked process, which has none of its parent's, gets its own."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="noise")

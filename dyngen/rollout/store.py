@@ -315,6 +315,8 @@ def _write_empty(
             )
         if not path.exists():
             (aside / RESTART).mkdir()
+            # A group of its own: whoever lists the folder finds nothing that is no Zarr.
+            (aside / RESTART / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
             aside.rename(path)
             return
         files = [file for file in aside.rglob("*") if file.is_file()]
