@@ -1,0 +1,72 @@
+"""Frames in memory, normalised, and windows gathered from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_modules.cube import Cube
+from data_modules.normalisation import Normalisation
+from data_modules.windows import Span
+
+PIECE_BYTES = 2**26  # read at once; bounds what is held beside the block itself
+
+
+@dataclass(frozen=True)
+class Block:
+    """The frames of some spans.
+
+    Args:
+        frames: Normalised frames (N, C, H, W), float32, span by span, trajectory by trajectory.
+        trajectory: Trajectory of each frame (N,).
+        number: Number of each frame in time (N,).
+    """
+
+    frames: Tensor
+    trajectory: Tensor
+    number: Tensor
+
+    def index(self, positions: Tensor, length: int, spacing: int) -> Tensor:
+        """Indices (B, T) of the frames of windows that start at `positions` (B,)."""
+        return positions[:, None] + spacing * torch.arange(length)
+
+
+def read_block(cube: Cube, normalisation: Normalisation, spans: Sequence[Span]) -> Block:
+    """Read and normalise the frames of spans; what is missing becomes the mean, 0."""
+    frames = torch.empty(
+        (sum(span.size for span in spans), len(cube.variables), *cube.shape), dtype=torch.float32
+    )
+    trajectory, number = [], []
+    at = 0
+    most = max(PIECE_BYTES // cube.frame_bytes, 1)
+    for span in spans:
+        rows, columns = np.arange(*span.trajectories), np.arange(*span.frames)
+        trajectory.append(np.repeat(rows, len(columns)))
+        number.append(np.tile(columns, len(rows)))
+        for row in range(*span.trajectories):
+            for first in range(*span.frames, most):
+                last = min(first + most, span.frames[1])
+                values = cube.read(slice(row, row + 1), slice(first, last))
+                piece = torch.from_numpy(values[0])
+                piece = normalisation.normalise(piece)
+                if not cube.refuse_missing:
+                    piece = piece.nan_to_num_(nan=0.0)
+                frames[at : at + len(piece)] = piece
+                at += len(piece)
+    return Block(
+        frames,
+        torch.from_numpy(np.concatenate(trajectory)),
+        torch.from_numpy(np.concatenate(number)),
+    )
+
+
+def window_positions(spans: Sequence[Span]) -> np.ndarray:
+    """Where the windows of spans start in a block of these spans' frames."""
+    bases = np.cumsum([0, *(span.size for span in spans)])
+    return np.concatenate(
+        [base + span.positions() for base, span in zip(bases, spans, strict=False)]
+    )

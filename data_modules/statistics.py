@@ -1,0 +1,91 @@
+"""Mean, standard deviation and extremes of each variable over the training split, in one pass."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import dask
+import numpy as np
+
+from data_modules.cube import Cube
+from data_modules.errors import DataError
+from data_modules.splits import Split
+from data_modules.windows import Span, Windows, chunked_spans
+
+logger = logging.getLogger(__name__)
+
+SPAN_BYTES = 2**25
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics of each channel in physical units; missing values are left out.
+
+    Args:
+        mean: Mean over trajectories, time and grid points, unweighted.
+        std: Population standard deviation likewise.
+        minimum: Least value.
+        maximum: Greatest value.
+    """
+
+    mean: list[float]
+    std: list[float]
+    minimum: list[float]
+    maximum: list[float]
+
+    def state(self) -> dict[str, Any]:
+        """As a dictionary of lists."""
+        return asdict(self)
+
+
+def compute_statistics(cube: Cube, split: Split) -> Statistics:
+    """Read a split once, with dask, by spans of whole chunks, on whatever scheduler dask has.
+
+    Raises:
+        DataError: If a variable has missing values that are refused, none at all, or one only.
+    """
+    frames = max(SPAN_BYTES // cube.frame_bytes, 1)
+    spans = chunked_spans(Windows(split, 1), cube.chunks, frames)
+    logger.info("computing statistics of %s over %d frames", cube.path, split.frames)
+    moments = dask.delayed(_moments)
+    parts = cast(list[np.ndarray], dask.compute(*[moments(cube, span) for span in spans]))
+    count, mean, squares, minimum, maximum = parts[0]
+    for part in parts[1:]:
+        # Pairwise update of mean and sum of squares (Chan, Golub and LeVeque 1983).
+        total = np.maximum(count + part[0], 1)
+        delta = part[1] - mean
+        mean = mean + delta * part[0] / total
+        squares = squares + part[2] + delta**2 * count * part[0] / total
+        count = count + part[0]
+        minimum, maximum = np.minimum(minimum, part[3]), np.maximum(maximum, part[4])
+    for channel, name in enumerate(cube.variables):
+        if not count[channel]:
+            raise DataError(
+                f"Variable '{name}' of {cube.path} has no value at all in the training split; "
+                "leave it out of variables."
+            )
+        if minimum[channel] == maximum[channel]:
+            raise DataError(
+                f"Variable '{name}' of {cube.path} is {minimum[channel]:g} everywhere in the "
+                "training split, so that it cannot be normalised; leave it out of variables."
+            )
+    std = np.sqrt(squares / count)
+    return Statistics(mean.tolist(), std.tolist(), minimum.tolist(), maximum.tolist())
+
+
+def _moments(cube: Cube, span: Span) -> np.ndarray:
+    """Count, mean, sum of squared deviations, minimum, maximum: (5, C) of a span's values."""
+    values = cube.read(slice(*span.trajectories), slice(*span.frames))
+    out = np.zeros((5, values.shape[2]))
+    out[3], out[4] = np.inf, -np.inf
+    for channel in range(values.shape[2]):
+        present = values[:, :, channel].astype(np.float64).ravel()
+        if not cube.refuse_missing:
+            present = present[np.isfinite(present)]
+        if present.size:
+            mean = present.mean()
+            squares = np.square(present - mean).sum()
+            out[:, channel] = present.size, mean, squares, present.min(), present.max()
+    return out
