@@ -154,8 +154,8 @@ def draw(log_weights: Tensor, uniform: Tensor) -> Tensor:
 
 def _invert(log_weights: Tensor, points: Tensor) -> Tensor:
     cumulative = log_weights.softmax(-1).cumsum(-1)
-    # Divided by its last value, which rounding leaves a little off 1; no point lies beyond it.
+    # Divided by its last value, which rounding leaves a little off 1, with every point short of
+    # it, so that the search ends at a particle that has a weight.
     cumulative = cumulative / cumulative[:, -1:]
-    return torch.searchsorted(cumulative, points.contiguous(), right=True).clamp(
-        max=log_weights.shape[-1] - 1
-    )
+    points = points.clamp(max=1 - torch.finfo(points.dtype).eps)
+    return torch.searchsorted(cumulative, points.contiguous(), right=True)
