@@ -11,8 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dyngen.metrics.averages import weighted_sums
-
 
 def autocorrelation(
     series: Tensor,
@@ -43,34 +41,49 @@ def autocorrelation(
     anomalies = (series.double() - mean).movedim(time_dim, 0)
     if weights is not None:
         weights = weights.double().expand(series.shape).movedim(time_dim, 0)
-    sums = torch.stack([lag_sums(anomalies, lag, weights).reshape(3, -1).sum(1) for lag in lags])
-    return correlation(sums)
+        weights = weights.reshape(1, len(weights), -1)
+    return correlation(lag_sums(anomalies.reshape(1, len(anomalies), -1), lags, weights)[0])
 
 
 def lag_sums(
-    anomalies: Tensor,
-    lag: int,
-    weights: Tensor | None = None,
-    *,
-    dim: Sequence[int] | None = None,
+    anomalies: Tensor, lags: Sequence[int], weights: Tensor | None = None, *, counted: int = 0
 ) -> Tensor:
     """``sum a(t) a(t + l)``, ``sum a(t)^2`` and ``sum a(t + l)^2``, to be added up over blocks.
 
     Args:
-        anomalies: ``(T, ...)``.
-        lag: in steps.
-        weights: of the shape of ``anomalies``; a pair counts by the product of its weights' roots.
-        dim: dimensions to sum over, time (0) among them; None: all.
+        anomalies: ``(R, T, P)``: series of points.
+        lags: in steps.
+        weights: like ``anomalies``; a pair counts by the root of the product of its weights, and a
+            value of weight zero not at all, even if it is NaN. None: all 1.
+        counted: how many of the first frames have been the later ones of a pair in another block.
+            A block that starts with the last ``max(lags)`` frames of the one before, all of them
+            counted, adds the pairs that the two share, each once.
 
-    Returns: ``(3, *kept)`` float64, of zeros when the series is not longer than the lag.
+    Returns: ``(R, len(lags), 3)`` float64, zero where no frames are that far apart.
     """
-    length = len(anomalies)
-    dims = tuple(range(anomalies.ndim)) if dim is None else tuple(dim)
-    pairs = max(length - lag, 0)
-    first, later = anomalies[:pairs], anomalies[length - pairs :]
-    pair = None if weights is None else (weights[:pairs] * weights[length - pairs :]).sqrt()
-    products = (first.double() * later, first.double().square(), later.double().square())
-    return torch.stack([weighted_sums(product, pair, dims)[0] for product in products])
+    length = anomalies.shape[1]
+    anomalies = anomalies.double()
+    if weights is None:
+        squares = anomalies.square().sum(-1)
+    else:
+        root = weights.double().sqrt()
+        anomalies = torch.where(root > 0, anomalies, 0.0)
+        squares = anomalies.square() * root
+        anomalies = anomalies * root
+    sums = anomalies.new_zeros(len(anomalies), len(lags), 3)
+    for i, lag in enumerate(lags):
+        start = max(counted, lag)
+        if start >= length:
+            continue
+        first, later = slice(start - lag, length - lag), slice(start, length)
+        sums[:, i, 0] = torch.einsum("rtp,rtp->r", anomalies[:, first], anomalies[:, later])
+        if weights is None:
+            sums[:, i, 1] = squares[:, first].sum(1)
+            sums[:, i, 2] = squares[:, later].sum(1)
+        else:
+            sums[:, i, 1] = torch.einsum("rtp,rtp->r", squares[:, first], root[:, later])
+            sums[:, i, 2] = torch.einsum("rtp,rtp->r", root[:, first], squares[:, later])
+    return sums
 
 
 def correlation(sums: Tensor) -> Tensor:

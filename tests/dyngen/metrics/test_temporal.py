@@ -66,16 +66,25 @@ def test_points_without_weight_do_not_count() -> None:
 
 
 def test_sums_over_blocks_with_an_overlap_add_up() -> None:
-    series = autoregressive(0.7, frames=40).movedim(1, 0)
-    lag, whole = 3, lag_sums(series, 3)
-    assert whole.shape == (3,)
-    parts = lag_sums(series[:17], lag) + lag_sums(series[17 - lag :], lag)
-    torch.testing.assert_close(parts, whole)
+    series = autoregressive(0.7, frames=40).flatten(2)
+    lags = [0, 1, 3, 12]
+    whole = lag_sums(series, lags)
+    weights = torch.rand(series.shape, dtype=torch.float64)
+    for w in (None, weights):
+        parts = torch.zeros_like(whole)
+        for start, stop in ((0, 2), (2, 17), (17, 18), (18, 40)):
+            old = min(start, max(lags))
+            block = slice(start - old, stop)
+            parts += lag_sums(
+                series[:, block], lags, None if w is None else w[:, block], counted=old
+            )
+        torch.testing.assert_close(parts, lag_sums(series, lags, w))
     torch.testing.assert_close(
-        correlation(parts), autocorrelation(series, [lag], time_dim=0, mean=0.0)[0]
+        correlation(whole.sum(0)),
+        autocorrelation(series, lags, time_dim=1, mean=0.0),
     )
-    by_trajectory = lag_sums(series, lag, dim=(0, 2, 3))
-    torch.testing.assert_close(by_trajectory.sum(1), whole)
+    equal = lag_sums(series, lags, torch.ones_like(weights))
+    torch.testing.assert_close(equal, whole)
 
 
 def test_increments_of_an_autoregressive_field_have_a_known_width() -> None:
