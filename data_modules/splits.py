@@ -7,13 +7,12 @@ crosses a split, a trajectory or a gap.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
-import xarray as xr
 
 from data_modules.cube import Cube
 from data_modules.errors import DataError
@@ -99,7 +98,7 @@ def _fractions(
             f"The fractions of splits ({splits}) must not be negative nor add up to more than 1."
         )
     edges = np.round(np.cumsum([0.0, *splits.values()]) * size).astype(int).tolist()
-    bounds = dict(zip(splits, zip(edges[:-1], edges[1:], strict=True), strict=True))
+    bounds = dict(zip(splits, itertools.pairwise(edges), strict=True))
     for name, (a, b) in bounds.items():
         if a == b and splits[name] > 0:
             units = "trajectories" if split_by == "trajectory" else "frames"
@@ -137,25 +136,22 @@ def _time_range(cube: Cube, name: str, value: Any) -> tuple[int, int]:
     try:
         if cube.calendar is None:
             first, last = map(float, value)
-            edges = (
-                np.searchsorted(cube.time_numbers, [first]),
-                np.searchsorted(cube.time_numbers, [last], side="right"),
-            )
-            return int(edges[0][0]), int(edges[1][0])
-        dates = cube.times.dtype.kind == "M"
-        index = pd.DatetimeIndex(cube.times) if dates else xr.CFTimeIndex(cube.times)
+            stop = np.searchsorted(cube.time_numbers, last, side="right")
+            return int(np.searchsorted(cube.time_numbers, first)), int(stop)
+        # The index reads "1990" or "1990-05" as the whole year or month, in any calendar.
+        index = cube.dataset.indexes[cube.time_dim]
         found = index.slice_indexer(str(value[0]), str(value[1]))
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"The split '{name}' is {list(value)}, which are no times of {cube.path}; give times "
             f"between {cube.times[0]} and {cube.times[-1]}."
         ) from error
-    return found.start or 0, len(cube.times) if found.stop is None else found.stop
+    return int(found.start or 0), int(len(index) if found.stop is None else found.stop)
 
 
 def _refuse_overlap(bounds: Mapping[str, tuple[int, int]]) -> None:
     ordered = sorted(bounds.items(), key=lambda item: item[1])
-    for (one, (_, stop)), (other, (start, _)) in zip(ordered[:-1], ordered[1:], strict=True):
+    for (one, (_, stop)), (other, (start, _)) in itertools.pairwise(ordered):
         if start < stop:
             raise DataError(f"The splits '{one}' and '{other}' overlap; make them disjoint.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +54,7 @@ class Windows:
     @property
     def starts(self) -> np.ndarray:
         """Number of the first frame of each window of one trajectory, in order."""
-        return np.concatenate([self.starts_within(*run) for run in self.split.runs] or [[]])
+        return np.concatenate([self.starts_within(*run) for run in self.split.runs])
 
     def starts_within(self, start: int, stop: int) -> np.ndarray:
         """First frames of the windows of one run of frames [start, stop)."""
@@ -125,7 +126,7 @@ def chunked_spans(windows: Windows, chunks: tuple[int, int], most_frames: int) -
     deep, long = chunks
     first, stop = windows.split.trajectories
     edges = [first, *range(first - first % deep + deep, stop, deep), stop]
-    rows = list(zip(edges[:-1], edges[1:], strict=True))
+    rows = list(itertools.pairwise(edges))
     # The last windows of a span need frames of the next chunk: eight chunks bound that to 1 in 9.
     wanted = max(8 * long, 8 * (windows.extent - 1))
     allowed = max(most_frames // max(b - a for a, b in rows), 1)
