@@ -51,7 +51,6 @@ class ImportedDenoiser(Denoiser):
             `log(sigma) / 4`.
         scale: A positive number.
         offset: A number, or one for each channel.
-        rounded: Whether it looks its timestep up in a table, and needs a whole one.
 
     Raises:
         ValueError: If the scale is not positive or a beta is outside (0, 1).
@@ -65,11 +64,10 @@ class ImportedDenoiser(Denoiser):
         betas: Tensor | None = None,
         scale: float = 1.0,
         offset: float | Sequence[float] = 0.0,
-        rounded: bool = False,
     ) -> None:
         if not scale > 0:
             raise ValueError(f"scale is {scale}; it must be a positive number.")
-        label = quarter_log if betas is None else Timestep(betas, rounded)
+        label = quarter_log if betas is None else Timestep(betas)
         super().__init__(network, parameterisation, sigma_data, label)
         self.scale = float(scale)
         self.offset = torch.as_tensor(offset, dtype=torch.float32).reshape(-1, 1, 1)
@@ -92,12 +90,15 @@ class DiffusersNetwork(nn.Module):
     A network that also predicts its variance (twice the channels) gives its mean only.
     """
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: Any) -> None:
         super().__init__()
         self.unet = unet
+        self.looks_up = unet.config.time_embedding_type == "learned"
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         """Map scaled frames (B, C, H, W) at timesteps (B,) to an output of their shape."""
+        if self.looks_up:  # a table has rows for whole timesteps only
+            label = label.round().long()
         output: Tensor = self.unet(x, label, return_dict=False)[0]
         return output[:, : x.shape[1]]
 
@@ -248,10 +249,8 @@ def denoiser_from_config(source: Mapping[str, Any]) -> Denoiser:
             "denoiser_from_folder or denoiser_from_state_dict."
         )
     name, arguments = description["class_path"], dict(description.get("init_args") or {})
-    rounded = False
     if name == DIFFUSERS_UNET:
         network: nn.Module = DiffusersNetwork(_diffusers().UNet2DModel.from_config(arguments))
-        rounded = arguments.get("time_embedding_type") == "learned"
     else:
         kind = _network_class(name)
         try:
@@ -263,7 +262,6 @@ def denoiser_from_config(source: Mapping[str, Any]) -> Denoiser:
     return ImportedDenoiser(
         network,
         betas=None if betas is None else torch.tensor(betas, dtype=torch.float64),
-        rounded=rounded,
         **settings,
     )
 
