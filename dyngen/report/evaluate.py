@@ -596,8 +596,8 @@ def _labelled(
         shape = [ranks if d == "rank" else n for d, n in zip(dims, first.shape, strict=True)]
         values = np.full((len(systems), *shape), np.nan)
         for system, (_, value) in of.items():
-            region = tuple(slice(0, n) for n in value.shape)
-            values[systems.index(system)][region] = value.double().numpy()
+            rows: tuple[int | slice, ...] = (systems.index(system), *map(slice, value.shape))
+            values[rows] = value.double().numpy()
         data[score] = ("system", *labels), values, _attributes(score)
     wavenumbers, complete = shells(target.shape[2], target.shape[3], yardstick.spacing)
     coords: dict[str, Any] = {
@@ -632,6 +632,7 @@ LONG_NAMES = {
     "rank_chi_square": "reduced chi-square of the rank histogram",
     "rank_distance_from_flat": "Kullback-Leibler divergence of the rank histogram from flat",
     "autocorrelation": "correlation of frames a lag apart, anomalies from climatology",
+    "free_autocorrelation": "correlation of frames a lag apart, anomalies from the run's mean",
     "increment_std": "root-mean-square increment from one frame to the next",
     "increment_wasserstein": "Wasserstein-1 distance of the increments from the truth's",
     "log_spectral_distance_db": "log-spectral distance from the truth in dB",

@@ -44,7 +44,8 @@ class RunStatistics:
             their squares.
         spectrum: ``(blocks, K)`` mean power in each block of steps.
         edges: ``(blocks + 1,)`` the first step of each block, and T.
-        lags: ``(R, lags, 3)`` as in :func:`~dyngen.metrics.temporal.lag_sums`.
+        lags: ``(R, lags, 3)`` as in :func:`~dyngen.metrics.temporal.lag_sums`, of anomalies from
+            the mean over the runs' own times.
         values, increments: histograms.
         square_increment: mean square of the increments.
         mean: ``(H, W)`` mean over time and runs.
@@ -176,6 +177,10 @@ def run_statistics(
         frames_in.index_add_(0, block_of[columns], complete.double().sum(0))
 
     assert spectrum is not None
+    own_mean = map_total / map_count
+    # Correlations are about the run's own mean, or a constant bias would pass for persistence.
+    pairs_of_lag = torch.tensor([max(length - lag, 0) for lag in yardstick.lags]).double()
+    lags -= (own_mean.square() * area)[area > 0].sum() * pairs_of_lag[:, None]
     return RunStatistics(
         weight=weight,
         anomaly=first,
@@ -186,7 +191,7 @@ def run_statistics(
         values=values,
         increments=increments,
         square_increment=square_increment / pairs if pairs else math.nan,
-        mean=yardstick.centre + map_total / map_count,
+        mean=yardstick.centre + own_mean,
     )
 
 
