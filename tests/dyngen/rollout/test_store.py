@@ -117,7 +117,7 @@ def test_one_initial_state_is_a_series_in_time(tmp_path: Path) -> None:
 def test_other_calendars_and_no_calendar(tmp_path: Path, initials: int) -> None:
     cftime = pytest.importorskip("cftime")
     toy = toy_world.field(initials)
-    common = {"variables": toy.variables, "dims": toy.dims, "shape": toy.shape}
+    common: dict[str, Any] = {"variables": toy.variables, "dims": toy.dims, "shape": toy.shape}
     dates = np.array([cftime.DatetimeNoLeap(2000 + i, 2, 27, 12) for i in range(initials)])
     noleap = Field(**common, initial_times=dates, step=np.timedelta64(1, "D"))
     numbers = Field(
