@@ -82,7 +82,8 @@ class NoiseEmbedding(nn.Module):
     """Random-free Fourier features of a noise label, then a two-layer perceptron.
 
     The label is `log(sigma) / 4` (Karras et al. 2022, table 1), a number within about [-2, 2]
-    over all useful noise levels; frequencies from 1/4 to 16 turns resolve it without aliasing.
+    over all useful noise levels; frequencies from 1/4 to 4 turns per unit resolve it without
+    aliasing.
 
     Args:
         width: Size of the embedding.
@@ -148,10 +149,18 @@ class Attention2d(nn.Module):
     Args:
         channels: Channels of the input, divisible by `heads`.
         heads: Number of attention heads.
+
+    Raises:
+        ValueError: If the channels cannot be shared out to the heads.
     """
 
     def __init__(self, channels: int, heads: int = 4) -> None:
         super().__init__()
+        if channels % heads:
+            raise ValueError(
+                f"{channels} channels cannot be shared out to {heads} attention heads; give the "
+                f"levels with attention a width that is a multiple of {heads}."
+            )
         self.heads = heads
         self.norm = normalisation(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)

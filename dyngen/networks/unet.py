@@ -53,7 +53,13 @@ class UNet2d(nn.Module):
     ) -> None:
         super().__init__()
         edges = check_boundary(boundary)
+        if not widths or patch < 1:
+            raise ValueError(
+                f"widths is {list(widths)} and patch is {patch}; a U-Net has at least one width, "
+                "and a patch at least one cell."
+            )
         self.context_channels = context_channels
+        self.reflects = "reflect" in edges
         self.patch = patch
         self.factor = patch * 2 ** (len(widths) - 1)
         self.embedding = NoiseEmbedding(embedding)
@@ -98,7 +104,8 @@ class UNet2d(nn.Module):
             context: Clean frames or fields to condition on (B, C_context, H, W).
 
         Raises:
-            ValueError: If H or W is not a multiple of the U-Net's coarsening.
+            ValueError: If H or W is not a multiple of the U-Net's coarsening, or too small to be
+                reflected at the coarsest level.
         """
         height, width = x.shape[-2:]
         if height % self.factor or width % self.factor:
@@ -106,6 +113,11 @@ class UNet2d(nn.Module):
                 f"Frames of {height} x {width} cells do not fold {len(self.grow)} times after "
                 f"patches of {self.patch}; crop or pad them to multiples of {self.factor}, or give "
                 "the U-Net fewer widths."
+            )
+        if self.reflects and min(height, width) == self.factor:
+            raise ValueError(
+                f"Frames of {height} x {width} cells shrink to one cell, which has no reflection; "
+                "give the U-Net fewer widths, or another boundary."
             )
         if context is not None:
             x = torch.cat([x, context], dim=1)
