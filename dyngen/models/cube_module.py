@@ -6,10 +6,12 @@ import math
 import os
 from typing import Any
 
+import numpy as np
 import torch
-from data_modules.climate_cube import check_compatible
 from lightning import LightningModule
 from torch import Tensor, nn
+
+from data_modules.climate_cube import check_compatible
 
 CUBE_KEY = "cube"
 VALIDATION_SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
