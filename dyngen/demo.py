@@ -156,7 +156,9 @@ def machine() -> dict[str, str | int]:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        models = [
+            line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
         name = models[0].partition(":")[2].strip() if models else name
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -75,8 +76,8 @@ def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
     if logit is None and history is not None:
         if sampling.particles > 1 or sampling.scale not in (0, 1):
             raise ValueError(
-                f"A {type(model).__name__} is given the history itself: guidance scale "
-                f"{sampling.scale} and particles {sampling.particles} do not apply, leave them at 1."
+                f"A {type(model).__name__} is given the history itself: scale {sampling.scale} and "
+                f"particles {sampling.particles} do not apply, leave them at 1."
             )
         return ConditionalFrameSampler(
             model.denoiser,
@@ -99,3 +100,12 @@ def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
         threshold=sampling.threshold,
         autocast=precision,
     )
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 of a model's weights, to refuse continuing a rollout with others."""
+    digest = hashlib.sha256()
+    for name, values in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

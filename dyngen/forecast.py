@@ -1,0 +1,108 @@
+"""`dyngen rollout`: an ensemble of trajectories from a trained model, into a Zarr."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from data_modules.climate_cube import ClimateCubeDataModule, check_compatible, field_arguments
+from data_modules.normalisation import Normalisation
+from dyngen.models.checkpoints import load_model
+from dyngen.rollout import Field, write_rollout
+from dyngen.rollout.sampling import Sampling, frame_sampler, weights_digest
+
+log = logging.getLogger(__name__)
+
+
+def forecast(
+    model: Path,
+    data: ClimateCubeDataModule,
+    out: Path,
+    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    split: Literal["train", "validate", "test"] = "test",
+    initial_states: int = 16,
+    members: int = 8,
+    steps: int = 10,
+    every: int = 1,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: str = "auto",
+    progress: bool = True,
+) -> None:
+    """Sample an ensemble from a trained model into a Zarr; run again, it goes on.
+
+    Many initial states give dimensions (initial, member, lead, y, x), one gives (member, time, y,
+    x); both are CF, in physical units, and need nothing of dyngen to be read.
+
+    Args:
+        model: Checkpoint of a model that rolls out, such as a discriminator's `last.ckpt`.
+        data: The cube whose frames are the initial states.
+        out: Zarr to write. One that is unfinished is gone on with, a longer run extends it.
+        sampling: How frames are sampled.
+        split: Part of the cube that initial states come from.
+        initial_states: Initial states, spread evenly over the split.
+        members: Ensemble members from each.
+        steps: Frames to sample.
+        every: Keep each so many-th frame.
+        seed: With initial state, member and step it decides the random numbers.
+        batch_size: The most frames sampled at a time.
+        device: cpu, cuda, or auto.
+        progress: Show frames per second and the time that is left.
+
+    Raises:
+        ValueError: If checkpoint, cube or settings do not fit together, or `out` holds something
+            else.
+    """
+    trained: Any = load_model(model)
+    sampler = frame_sampler(trained, sampling)
+    history = sampler.history_length
+    description = data.description()
+    if trained.cube is not None:
+        check_compatible(trained.cube, description)
+        description = trained.cube  # normalised as in training, whatever this cube's statistics
+    frames, times = data.initial_states(split, initial_states, history, leads=0)
+    physical = data.normalisation.denormalise(frames)
+    trained_on = Normalisation(**description["normalisation"])
+    place = _device(device)
+    written = write_rollout(
+        out,
+        sampler,
+        trained_on.normalise(physical),
+        Field(initial_times=np.asarray(times)[:, -1], **field_arguments(description)),
+        members=members,
+        steps=steps,
+        every=every,
+        seed=seed,
+        settings={
+            "model": type(trained).__name__,
+            "weights": weights_digest(trained),
+            "split": split,
+        },
+        provenance={"checkpoint": str(model), "data": data.path, "dyngen": version("dyngen")},
+        batch_size=batch_size,
+        denormalise=trained_on.denormalise,
+        device=place,
+        progress=progress,
+    )
+    if written.frames:
+        rate = written.frames_per_second
+        log.info("%s: %d frames at %.1f frames/s on %s", out, written.frames, rate, place)
+    else:
+        log.info("%s was finished already", out)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name} cannot be used here ({reason}); give cpu.") from error
+    return device
