@@ -50,12 +50,11 @@ def read_block(cube: Cube, normalisation: Normalisation, spans: Sequence[Span]) 
         for row in range(*span.trajectories):
             for first in range(*span.frames, most):
                 last = min(first + most, span.frames[1])
-                values = cube.read(slice(row, row + 1), slice(first, last))
-                piece = torch.from_numpy(values[0])
-                piece = normalisation.normalise(piece)
+                piece = frames[at : at + last - first]
+                cube.read(slice(row, row + 1), slice(first, last), out=piece.numpy()[None])
+                piece.sub_(normalisation.mean).div_(normalisation.std)
                 if not cube.refuse_missing:
-                    piece = piece.nan_to_num_(nan=0.0)
-                frames[at : at + len(piece)] = piece
+                    piece.nan_to_num_(nan=0.0)
                 at += len(piece)
     return Block(
         frames,

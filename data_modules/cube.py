@@ -100,16 +100,22 @@ class Cube:
         bounds = [0, *edges.tolist(), len(self.times)]
         return list(itertools.pairwise(bounds))
 
-    def read(self, trajectories: slice, frames: slice) -> np.ndarray:
+    def read(self, trajectories: slice, frames: slice, out: np.ndarray | None = None) -> np.ndarray:
         """Read float32 frames (trajectories, frames, C, H, W) in physical units.
 
         Missing values are refused, filled, or left as NaN, as the cube was opened.
 
+        Args:
+            trajectories: Which trajectories, from start to stop.
+            frames: Which frames; may have a step.
+            out: Array of that shape to read into.
+
         Raises:
             DataError: If a value is missing and that is refused, or a chunk cannot be read.
         """
-        counts = (trajectories.stop - trajectories.start, frames.stop - frames.start)
-        out = np.empty((*counts, len(self.variables), *self.shape), dtype=np.float32)
+        if out is None:
+            counts = (trajectories.stop - trajectories.start, len(self.times[frames]))
+            out = np.empty((*counts, len(self.variables), *self.shape), dtype=np.float32)
         for channel, name in enumerate(self.variables):
             array = self.dataset[name].isel({self.time_dim: frames})
             order: tuple[str, ...] = (self.time_dim, *self.dims)

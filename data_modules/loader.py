@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class WindowLoader:
         group_frames: Most frames in a group, unless one span has more.
         frame_bytes: Bytes of a frame, to know what passes between processes.
         offsets: Number of possible offsets of a crop, rows and columns.
-        workers: Processes that read ahead; 0 reads in this one.
+        workers: Processes that read ahead; with 0 a thread of this process does.
         rank: Number of this process among those that train together.
         world: Number of processes that train together; each gets other windows.
     """
@@ -210,8 +211,10 @@ class WindowLoader:
         return generator.integers(self.offsets, size=(windows, 2))
 
     def _read_ahead(self, spans: list[Spans]) -> Iterator[Block]:
-        if not self.workers:
+        if self.resident:
             return map(self.read, spans)
+        if not self.workers:
+            return _one_ahead(self.read, spans)
         self._require_shared_memory(spans)
         return iter(
             DataLoader(
@@ -237,6 +240,17 @@ class WindowLoader:
                 f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB; use fewer workers or a smaller "
                 "shuffle_buffer."
             )
+
+
+def _one_ahead(read: Callable[[Spans], Block], spans: list[Spans]) -> Iterator[Block]:
+    """Read the next block in a thread while the last one is in use: decoding frees the GIL."""
+    with ThreadPoolExecutor(1) as thread:
+        pending = thread.submit(read, spans[0])
+        for following in spans[1:]:
+            block = pending.result()
+            pending = thread.submit(read, following)
+            yield block
+        yield pending.result()
 
 
 class _Reading(Dataset[Block]):

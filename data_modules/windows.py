@@ -127,8 +127,9 @@ def chunked_spans(windows: Windows, chunks: tuple[int, int], most_frames: int) -
     first, stop = windows.split.trajectories
     edges = [first, *range(first - first % deep + deep, stop, deep), stop]
     rows = list(itertools.pairwise(edges))
-    # The last windows of a span need frames of the next chunk: eight chunks bound that to 1 in 9.
-    wanted = max(8 * long, 8 * (windows.extent - 1))
+    # The last windows of a span need frames of the next chunk, which is then read twice: with
+    # sixteen chunks in a span that is one in seventeen at most.
+    wanted = max(16 * long, 16 * (windows.extent - 1))
     allowed = max(most_frames // max(b - a for a, b in rows), 1)
     frames = max(min(wanted, allowed) // long, 1) * long
     spans = []
