@@ -10,6 +10,7 @@ the valid time `time(initial, lead)`. One initial state gives (member, time, y, 
 """
 
 import datetime
+import json
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,7 +111,7 @@ def empty_rollout(
         dims = (*rows, axis) if name in diagnostics else (*rows, axis, *field.dims)
         shape = tuple(sizes[dim] for dim in dims)
         empty = dask.array.full(shape, np.nan, dtype=np.float32, chunks=-1)
-        data[name] = (dims, empty, dict(attrs))
+        data[name] = (dims, empty, _portable(attrs))
         encoding[name] = {
             "chunks": tuple(chunks.get(dim, sizes[dim]) for dim in dims),
             "compressors": (BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"),),
@@ -119,14 +120,14 @@ def empty_rollout(
         }
     coords, time_encoding = _times(field, layout)
     coords["member"] = ("member", np.arange(layout.members), {"standard_name": "realization"})
-    coords |= {name: (dims, values, dict(a)) for name, (dims, values, a) in field.coords.items()}
+    coords |= {name: (dims, v, _portable(a)) for name, (dims, v, a) in field.coords.items()}
     for name, coord in coords.items():
         encoding[name] = {"_FillValue": None, **time_encoding.get(name, {})}
         if np.ndim(coord[1]) and axis in coord[0]:
             encoding[name]["chunks"] = tuple(
                 COORDINATE_CHUNK if dim == axis else sizes[dim] for dim in _names(coord[0])
             )
-    attrs = {"Conventions": "CF-1.11", **field.attributes, **attributes}
+    attrs = {"Conventions": "CF-1.11", **_portable(field.attributes), **attributes}
     return xr.Dataset(data, coords, attrs), encoding
 
 
@@ -134,7 +135,7 @@ def _times(field: Field, layout: Layout) -> tuple[dict[str, Any], dict[str, dict
     """Coordinates lead, time and initial_time, and the encoding of those that are dates."""
     numbers = layout.every * np.arange(1, layout.kept + 1)
     encoding: dict[str, dict[str, Any]] = {}
-    attrs = dict(field.time_attributes)
+    attrs = _portable(field.time_attributes)
     lead: np.ndarray
     if field.has_dates:
         step = np.timedelta64(field.step)
@@ -193,6 +194,19 @@ def _unit(step: np.timedelta64, initial_times: np.ndarray) -> str:
         if not any(part % length for part in [int(seconds), *of_day]):
             return unit
     return "seconds"
+
+
+def _portable(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes that every format has: Zarr's may be any JSON, NetCDF's are texts and numbers."""
+
+    def portable(value: Any) -> Any:
+        value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+        parts = value if isinstance(value, list | tuple) and value else [value]
+        if any(isinstance(p, bool) or not isinstance(p, str | int | float) for p in parts):
+            return json.dumps(value, default=str)
+        return value
+
+    return {str(name): portable(value) for name, value in attributes.items()}
 
 
 def _names(dims: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -90,6 +90,20 @@ def test_settings_and_provenance_are_attributes(uninterrupted: Path) -> None:
     assert json.loads(attributes["dyngen_provenance"]) == {"config": {"made": "for a test"}}
 
 
+def test_it_can_be_copied_to_netcdf_whatever_the_attributes_of_the_cube(tmp_path: Path) -> None:
+    odd = {"parameters": {"dt": 0.1}, "levels": [1, 2], "cyclic": True, "nothing": None}
+    toy = toy_world.field()
+    variables = {name: {**attrs, **odd} for name, attrs in toy.variables.items()}
+    field = dataclasses.replace(toy, variables=variables, attributes=odd)
+    toy_world.write(tmp_path / "odd.zarr", steps=2, field=field)
+    open_rollout(tmp_path / "odd.zarr").to_netcdf(tmp_path / "odd.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "odd.nc", engine="h5netcdf", decode_timedelta=True) as copied:
+        for attributes in (copied.attrs, copied.pr.attrs):
+            assert json.loads(attributes["parameters"]) == {"dt": 0.1}
+            assert list(attributes["levels"]) == [1, 2]
+            assert attributes["cyclic"] == "true"
+
+
 def test_it_can_be_copied_to_netcdf(uninterrupted: Path, tmp_path: Path) -> None:
     open_rollout(uninterrupted).to_netcdf(tmp_path / "rollout.nc", engine="h5netcdf")
     with xr.open_dataset(
