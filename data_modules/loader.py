@@ -63,6 +63,8 @@ class WindowLoader:
         world: Number of processes that train together; each gets other windows.
     """
 
+    batch_sampler = None  # Lightning looks for it where there is a sampler
+
     def __init__(
         self,
         spans: Sequence[Span],
