@@ -20,7 +20,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "rollout": ({"diffusion"}, {"torch", "numpy", "xarray", "zarr", "dask", "cftime", "rich"}),
     "models": (
         {"networks", "diffusion", "motion", "metrics", "data_modules"},
-        {"torch", "lightning", "diffusers", "safetensors"},
+        {"torch", "numpy", "lightning", "diffusers", "safetensors"},
     ),
     "report": ({"metrics"}, {"numpy", "xarray", "matplotlib", "torch", "PIL"}),
 }
@@ -120,7 +120,7 @@ def test_nothing_names_a_path_of_one_machine(folder: str) -> None:
         for file in (ROOT / folder).rglob("*")
         if file.suffix in {".py", ".yaml", ".md", ".toml", ".sh"} and file != Path(__file__)
     ]
-    for file in [*files, ROOT / "pyproject.toml"]:
+    for file in [*files, *ROOT.glob("*.md"), ROOT / "Makefile", ROOT / "pyproject.toml"]:
         assert MACHINE_PATH.findall(file.read_text()) == [], file
 
 
