@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import instantiate_module
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
+
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -57,7 +60,8 @@ def build(hyper_parameters: dict[str, Any], path: str | Path, **replace: Any) ->
             "`dyngen fit` wrote, or load it with `load_from_checkpoint(path, network=...)`."
         )
     settings = {k: v for k, v in hyper_parameters.items() if not k.startswith("_")}
-    return instantiate_module(kind, settings | replace)
+    with _given_hyperparameters_context(hyper_parameters, INSTANTIATOR):
+        return instantiate_module(kind, settings | replace)
 
 
 def load_model(path: str | Path) -> LightningModule:
@@ -68,7 +72,9 @@ def load_model(path: str | Path) -> LightningModule:
     """
     checkpoint = read_checkpoint(path)
     hyper_parameters = checkpoint.get("hyper_parameters", {})
-    embedded = {"image_model": None} if "image_model" in checkpoint else {}
+    # What the checkpoint holds itself, or only training needed, is not looked for on disk.
+    names = ("image_model", "reference") if "image_model" in checkpoint else ()
+    embedded = {name: None for name in names if name in hyper_parameters}
     model = build(hyper_parameters, path, **embedded)
     model.on_load_checkpoint(checkpoint)
     missing, unexpected = model.load_state_dict(checkpoint["state_dict"], strict=False)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 
 from data_modules.climate_cube import check_compatible
@@ -97,6 +98,15 @@ class CubeModule(LightningModule):
             "optimizer": optimiser,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+
+def unless_given(*names: str) -> list[str]:
+    """Which arguments `save_hyperparameters` must leave out: those that are objects.
+
+    The command line gives Lightning each object's class path and arguments, and a checkpoint with
+    these says how to build the model; without it only the object itself is there.
+    """
+    return [] if _given_hyperparameters.get() is not None else list(names)
 
 
 def fixed_noise(like: Tensor, seed: int) -> Tensor:

@@ -9,10 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data_modules.climate_cube import check_compatible
 from dyngen.diffusion.denoiser import Denoiser, align
 from dyngen.diffusion.noise import LogNormalNoise, LogUniformNoise
 from dyngen.models.checkpoints import build, load_model, read_checkpoint
-from dyngen.models.cube_module import VALIDATION_SIGMAS, CubeModule, fixed_noise
+from dyngen.models.cube_module import (
+    CUBE_KEY,
+    VALIDATION_SIGMAS,
+    CubeModule,
+    fixed_noise,
+    unless_given,
+)
 from dyngen.models.image_ddpm import ImageDDPM
 from dyngen.models.imported import (
     denoiser_from_config,
@@ -66,7 +73,7 @@ class TimeConsistencyDiscriminator(CubeModule):
                 "cross_entropy_weight and score_matching_weight are both 0; give one of them a "
                 "positive weight, or there is nothing to train."
             )
-        self.save_hyperparameters(ignore=["discriminator", "noise"])
+        self.save_hyperparameters(ignore=unless_given("discriminator", "noise"))
         self.discriminator = discriminator
         self.cross_entropy_weight = cross_entropy_weight
         self.score_matching_weight = score_matching_weight
@@ -98,7 +105,8 @@ class TimeConsistencyDiscriminator(CubeModule):
         """Check that there is an image model and that it was trained on the same cube.
 
         Raises:
-            ValueError: If there is no image model.
+            ValueError: If there is no image model, or its frames were normalised otherwise.
+            DataError: If it was trained on other variables or another grid.
         """
         if self.denoiser is None:
             raise ValueError(
@@ -106,6 +114,10 @@ class TimeConsistencyDiscriminator(CubeModule):
                 "checkpoint of ImageDDPM or the folder of a diffusers U-Net."
             )
         super().setup(stage)
+        cube = self.image_source.get(CUBE_KEY)
+        if cube is not None and self.cube is not None:
+            check_compatible(cube, self.cube)
+            check_normalisation(cube, self.cube)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write down how to rebuild the image model, whose weights are in the state."""
@@ -161,6 +173,11 @@ class TimeConsistencyDiscriminator(CubeModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log, by noise level, accuracy and the denoising error with and without guidance."""
+        # Lightning validates in inference mode, whose tensors take no part in a gradient.
+        with torch.inference_mode(False), torch.no_grad():
+            self._validate({name: value.clone() for name, value in batch.items()}, batch_idx)
+
+    def _validate(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         history, clean = self._split(batch)
         noise = fixed_noise(clean, seed=batch_idx)
         total = torch.zeros((), device=self.device)
@@ -242,7 +259,31 @@ def open_image_model(path: str) -> tuple[Denoiser, dict[str, Any]]:
             f"{path} holds a {type(model).__name__}, not an image model; give a checkpoint of "
             "ImageDDPM, the folder of a diffusers U-Net, or a state_dict with its JSON file."
         )
-    return model.denoiser, {"hyper_parameters": read_checkpoint(path)["hyper_parameters"]}
+    hyper_parameters = read_checkpoint(path)["hyper_parameters"]
+    return model.denoiser, {"hyper_parameters": hyper_parameters, CUBE_KEY: model.cube}
+
+
+def check_normalisation(image: dict[str, Any], cube: dict[str, Any]) -> None:
+    """Refuse frames that are not scaled as those the image model was trained on.
+
+    Args:
+        image: Description of the cube that the image model was trained on.
+        cube: Description of the cube at hand, of the same variables.
+
+    Raises:
+        ValueError: If a mean is off by more than 5% of the standard deviation, or a standard
+            deviation by more than 5%.
+    """
+    theirs, ours = image["normalisation"], cube["normalisation"]
+    for channel, name in enumerate(cube["variables"]):
+        mean, std = theirs["mean"][channel], theirs["std"][channel]
+        other_mean, other_std = ours["mean"][channel], ours["std"][channel]
+        if abs(other_mean - mean) > 0.05 * std or abs(other_std - std) > 0.05 * std:
+            raise ValueError(
+                f"The image model was trained on '{name}' with mean {mean:.4g} and standard "
+                f"deviation {std:.4g}, but this training split has {other_mean:.4g} and "
+                f"{other_std:.4g}; use the splits that it was trained with, or train it again."
+            )
 
 
 def rebuild_image_model(source: dict[str, Any]) -> tuple[Denoiser, dict[str, Any]]:

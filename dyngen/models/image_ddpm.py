@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dyngen.diffusion.denoiser import Denoiser, Parameterisation, align
 from dyngen.diffusion.noise import LogNormalNoise, LogUniformNoise
-from dyngen.models.cube_module import VALIDATION_SIGMAS, CubeModule, fixed_noise
+from dyngen.models.cube_module import VALIDATION_SIGMAS, CubeModule, fixed_noise, unless_given
 
 
 class ImageDDPM(CubeModule):
@@ -36,7 +36,7 @@ class ImageDDPM(CubeModule):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(learning_rate, warmup_steps, weight_decay)
-        self.save_hyperparameters(ignore=["network", "noise"])
+        self.save_hyperparameters(ignore=unless_given("network", "noise"))
         self.denoiser = Denoiser(network, parameterisation, sigma_data)
         self.noise = noise or LogNormalNoise(-0.5, 1.4)
 
