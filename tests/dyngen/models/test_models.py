@@ -1,0 +1,506 @@
+"""The models: losses as the formulas say, a frozen image model, checkpoints that suffice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback
+from tiny_cube import ENERGY, UNET, TinyCube, fit, make
+from torch import Tensor, nn
+
+from data_modules.errors import DataError
+from dyngen.callbacks.averaging import ExponentialMovingAverage
+from dyngen.diffusion.noise import LogUniformNoise
+from dyngen.models import ImageDDPM, TimeConsistencyDiscriminator
+from dyngen.models.checkpoints import load_model, read_checkpoint
+from dyngen.models.cube_module import VALIDATION_SIGMAS
+from dyngen.models.discriminator import open_image_model, other_histories
+from dyngen.networks.discriminators import UNetEnergy
+from dyngen.networks.unet import UNet2d
+
+Log = Callable[[Any], dict[str, float]]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def batch() -> dict[str, Tensor]:
+    return {"frames": TinyCube().frames[:6]}
+
+
+def awake(network: nn.Module) -> Any:
+    """The network as after some training: no weight at zero."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+def image_model(parameterisation: Any = "edm") -> ImageDDPM:
+    noise = LogUniformNoise(0.05, 20.0)
+    return ImageDDPM(awake(UNet2d(2, 0, (8, 8), 1)), parameterisation, noise)
+
+
+def discriminator(image_checkpoint: Path, **options: Any) -> TimeConsistencyDiscriminator:
+    return TimeConsistencyDiscriminator(
+        awake(UNetEnergy(2, 2, (8,), 1)),
+        str(image_checkpoint),
+        noise=LogUniformNoise(0.05, 20.0),
+        **options,
+    )
+
+
+def column(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
+# ImageDDPM
+
+
+def by_hand(model: ImageDDPM, x: Tensor, sigma: Tensor, kind: str) -> Tensor:
+    """The network's raw output made into a denoised frame, from the definitions alone."""
+    s = column(sigma)
+    output = model.denoiser.network(x / (1 + s**2).sqrt(), sigma.log() / 4)
+    if kind == "eps":
+        return x - s * output
+    if kind == "x0":
+        return output
+    sign = 1 if kind == "edm" else -1
+    return x / (1 + s**2) + sign * s / (1 + s**2).sqrt() * output
+
+
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "edm": lambda s: (s**2 + 1) / s**2,
+    "eps": lambda s: s**-2.0,
+    "v": lambda s: (s**2 + 1) / s**2,
+    "x0": lambda s: torch.ones_like(s),
+}
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_the_image_loss_is_the_weighted_denoising_error(
+    kind: str, batch: dict[str, Tensor], logged: Log
+) -> None:
+    model = image_model(kind)
+    values = logged(model)
+    torch.manual_seed(5)
+    loss = model.training_step(batch, 0)
+    torch.manual_seed(5)
+    clean = batch["frames"].reshape(18, 2, 8, 8)  # every frame of a window counts
+    sigma = model.noise.sample(18, "cpu")
+    noisy = clean + column(sigma) * torch.randn(18, 2, 8, 8)
+    error = (by_hand(model, noisy, sigma, kind) - clean).square().mean((1, 2, 3))
+    torch.testing.assert_close(loss, (WEIGHTS[kind](sigma) * error).mean())
+    assert values["train/loss"] == loss.item()
+
+
+def test_validation_of_the_image_model_is_by_noise_level(
+    batch: dict[str, Tensor], logged: Log
+) -> None:
+    model = image_model().eval()
+    values = logged(model)
+    with torch.no_grad():
+        model.validation_step(batch, 3)
+    clean = batch["frames"][:, -1]
+    eps = torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))
+    weighted = []
+    for level in VALIDATION_SIGMAS:
+        sigma = torch.full((6,), level)
+        error = (by_hand(model, clean + level * eps, sigma, "edm") - clean).square().mean().item()
+        assert values[f"denoising_error/sigma_{level:g}"] == pytest.approx(error, rel=1e-5)
+        weighted.append(error * (1 + level**-2))
+    assert values["validate/loss"] == pytest.approx(sum(weighted) / 8, rel=1e-5)
+    before = dict(values)
+    model.test_step(batch, 3)
+    assert values == pytest.approx(before)
+
+
+def test_the_image_model_learns(image_checkpoint: Path) -> None:
+    """A few dozen steps take it well below the error of its first state."""
+    model = make("ImageDDPM", network=UNET, learning_rate=0.01, warmup_steps=1)
+    assert isinstance(model, ImageDDPM)
+    clean = TinyCube().frames[:, -1]
+    noisy = clean + torch.randn_like(clean)
+
+    def error() -> float:
+        with torch.no_grad():
+            return (model(noisy, torch.tensor(1.0)) - clean).square().mean().item()
+
+    untrained = error()
+    assert untrained == pytest.approx((noisy / 2 - clean).square().mean().item())
+    fit(model, max_steps=60)
+    assert error() < 0.7 * untrained
+
+
+# The discriminator
+
+
+def test_the_discriminators_loss_is_cross_entropy_and_score_matching(
+    batch: dict[str, Tensor], image_checkpoint: Path, logged: Log
+) -> None:
+    model = discriminator(image_checkpoint, cross_entropy_weight=0.3, score_matching_weight=2.0)
+    values = logged(model)
+    torch.manual_seed(5)
+    loss = model.training_step(batch, 0)
+    torch.manual_seed(5)
+    history, clean = batch["frames"][:, :2], batch["frames"][:, 2]
+    sigma = model.noise.sample(6, "cpu")
+    noisy = (clean + column(sigma) * torch.randn(6, 2, 8, 8)).requires_grad_()
+    positive = model.discriminator(noisy, sigma, history)
+    (gradient,) = torch.autograd.grad(positive.sum(), noisy)
+    others = history[[5, 0, 1, 2, 3, 4]]
+    negative = model.discriminator(noisy, sigma, others)
+    entropy = nn.functional.binary_cross_entropy_with_logits(
+        torch.cat([positive, negative]), torch.tensor([1.0] * 6 + [0.0] * 6)
+    )
+    denoised = load_model(image_checkpoint)(noisy, sigma)
+    guided = denoised + column(sigma**2) * gradient
+    weight = column(1 + sigma**-2)
+    matching = (weight * (guided - clean).square()).mean()
+    torch.testing.assert_close(loss, 0.3 * entropy + 2.0 * matching, rtol=1e-4, atol=1e-5)
+    assert values["train/cross_entropy"] == pytest.approx(entropy.item(), rel=1e-4)
+    assert values["train/denoising_error"] == pytest.approx(matching.item(), rel=1e-4)
+    alone = (weight * (denoised - clean).square()).mean().item()
+    assert values["train/denoising_error_image_model"] == pytest.approx(alone, rel=1e-4)
+
+
+def test_without_score_matching_it_is_the_classifier_of_the_paper(
+    batch: dict[str, Tensor], image_checkpoint: Path, logged: Log
+) -> None:
+    model = discriminator(image_checkpoint, score_matching_weight=0.0)
+    values = logged(model)
+    loss = model.training_step(batch, 0)
+    assert set(values) == {"train/loss", "train/cross_entropy"}
+    assert values["train/cross_entropy"] == pytest.approx(loss.item())
+    assert loss.item() != pytest.approx(math.log(2), abs=1e-3)
+    nothing = TimeConsistencyDiscriminator(
+        UNetEnergy(2, 2, (8,), 1), str(image_checkpoint), score_matching_weight=0.0
+    )
+    logged(nothing)
+    assert nothing.training_step(batch, 0).item() == pytest.approx(math.log(2))
+
+
+def test_score_matching_trains_the_gradient(
+    batch: dict[str, Tensor], image_checkpoint: Path, logged: Log
+) -> None:
+    """Without cross-entropy every gradient comes through the guidance, twice differentiated."""
+    model = discriminator(image_checkpoint, cross_entropy_weight=0.0)
+    logged(model)
+
+    def loss() -> Tensor:
+        torch.manual_seed(5)
+        return model.training_step(batch, 0)
+
+    weight = model.discriminator.unet.out.conv.weight
+    loss().backward()
+    assert weight.grad is not None
+    direction = torch.randn_like(weight)
+    slope = (weight.grad * direction).sum().item()
+    values = []
+    for step in (1e-3, -1e-3):
+        with torch.no_grad():
+            weight.add_(step * direction)
+            values.append(loss().item())
+            weight.sub_(step * direction)
+    assert (values[0] - values[1]) / 2e-3 == pytest.approx(slope, rel=0.02)
+    assert all(p.grad is None for p in model.denoiser.parameters())
+
+
+def test_validation_of_the_discriminator_is_by_noise_level(
+    batch: dict[str, Tensor], image_checkpoint: Path, logged: Log
+) -> None:
+    model = discriminator(image_checkpoint).eval()
+
+    class Conditional(nn.Module):
+        def denoise(self, noisy: Tensor, sigma: Tensor, history: Tensor) -> Tensor:
+            return 0.9 * history[:, -1]
+
+    model._reference = [Conditional()]
+    values = logged(model)
+    with torch.inference_mode():  # as Lightning validates
+        model.validation_step(batch, 2)
+    history, clean = batch["frames"][:, :2], batch["frames"][:, 2]
+    eps = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
+    image = load_model(image_checkpoint)
+    total = 0.0
+    for level in VALIDATION_SIGMAS:
+        name, sigma = f"sigma_{level:g}", torch.full((6,), level)
+        noisy = (clean + level * eps).requires_grad_()
+        positive = model.logit(noisy, sigma, history)
+        negative = model.logit(noisy, sigma, history.roll(1, 0))
+        (gradient,) = torch.autograd.grad(positive.sum(), noisy)
+        right = (positive > 0).sum() + (negative <= 0).sum()
+        assert values[f"accuracy/{name}"] == pytest.approx(right.item() / 12)
+        denoised = image(noisy, sigma)
+        error = (denoised + level**2 * gradient - clean).square().mean().item()
+        assert values[f"denoising_error/{name}"] == pytest.approx(error, rel=1e-4)
+        alone = (denoised - clean).square().mean().item()
+        assert values[f"denoising_error_image_model/{name}"] == pytest.approx(alone, rel=1e-4)
+        reference = (0.9 * history[:, -1] - clean).square().mean().item()
+        assert values[f"denoising_error_reference/{name}"] == pytest.approx(reference, rel=1e-4)
+        total += (1 + level**-2) * error / 8
+    assert values["validate/loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_negatives_keep_the_marginals_of_both_slots() -> None:
+    history = torch.arange(5.0).view(5, 1, 1, 1, 1)
+    other = other_histories(history)
+    assert sorted(other.flatten().tolist()) == [0, 1, 2, 3, 4]
+    assert bool((other != history).all())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_training_leaves_the_image_model_as_it_was(image_checkpoint: Path, precision: Any) -> None:
+    model = make(
+        "TimeConsistencyDiscriminator",
+        discriminator=ENERGY,
+        image_model=str(image_checkpoint),
+        warmup_steps=1,
+    )
+    assert isinstance(model, TimeConsistencyDiscriminator)
+    first = {name: value.clone() for name, value in model.state_dict().items()}
+    modes: list[bool] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Any, model: Any, *rest: Any) -> None:
+            modes.append(model.discriminator.training and not model.denoiser.training)
+
+    fit(model, precision=precision, callbacks=[Watch()], num_sanity_val_steps=1)
+    changed = {name for name in first if not torch.equal(first[name], model.state_dict()[name])}
+    assert modes == [True] * 3
+    assert changed
+    assert all(name.startswith("discriminator.") for name in changed)
+    image = load_model(image_checkpoint)
+    x = torch.randn(2, 2, 8, 8)
+    assert model.denoiser is not None
+    assert torch.equal(model.denoiser(x, torch.tensor(0.5)), image(x, torch.tensor(0.5)))
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_of_the_image_model_suffices(image_checkpoint: Path) -> None:
+    model = load_model(image_checkpoint)
+    assert isinstance(model, ImageDDPM)
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    assert model.cube is not None
+    assert model.cube["normalisation"] == {"mean": [0.0, 0.0], "std": [1.0, 1.0]}
+    assert list(model.cube["variables"]) == ["u", "v"]
+    trained = make("ImageDDPM", network=UNET, learning_rate=0.01, warmup_steps=1)
+    fit(trained)  # the same seeds give the same weights
+    x = torch.randn(2, 2, 8, 8)
+    torch.testing.assert_close(model(x, torch.tensor(0.5)), trained.eval()(x, torch.tensor(0.5)))
+
+
+def test_a_checkpoint_of_the_discriminator_holds_the_image_model(
+    image_checkpoint: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "image.ckpt"
+    image.write_bytes(image_checkpoint.read_bytes())
+    model = make(
+        "TimeConsistencyDiscriminator",
+        discriminator=ENERGY,
+        image_model=str(image),
+        warmup_steps=1,
+        noise={
+            "class_path": "dyngen.diffusion.noise.LogUniformNoise",
+            "init_args": {"sigma_min": 0.1, "sigma_max": 7.0},
+        },
+    )
+    assert isinstance(model, TimeConsistencyDiscriminator)
+    fit(model).save_checkpoint(tmp_path / "last.ckpt")
+    image.unlink()
+    loaded = load_model(tmp_path / "last.ckpt")
+    assert isinstance(loaded, TimeConsistencyDiscriminator)
+    assert loaded.noise == LogUniformNoise(0.1, 7.0)
+    x, sigma, history = torch.randn(2, 2, 8, 8), torch.tensor(0.5), torch.randn(2, 2, 2, 8, 8)
+    assert loaded.denoiser is not None
+    assert model.denoiser is not None
+    assert torch.equal(loaded.denoiser(x, sigma), model.denoiser(x, sigma))
+    assert torch.equal(loaded.logit(x, sigma, history), model.logit(x, sigma, history))
+    # and trains on from its own checkpoint, image model included, whatever model was given
+    again = make(
+        "TimeConsistencyDiscriminator", discriminator=ENERGY, image_model=str(image_checkpoint)
+    )
+    trainer = fit(again, max_steps=4, ckpt_path=tmp_path / "last.ckpt")
+    assert trainer.global_step == 4
+
+
+def test_a_diffusers_model_lives_in_the_discriminators_checkpoint(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers", reason="opens a model that diffusers wrote")
+    unet = diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=(4, 4),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=2,
+        add_attention=False,
+    )
+    folder = tmp_path / "unet"
+    unet.save_pretrained(folder)
+    model = make("TimeConsistencyDiscriminator", discriminator=ENERGY, image_model=str(folder))
+    fit(model).save_checkpoint(tmp_path / "last.ckpt")
+    folder.rename(tmp_path / "elsewhere")
+    loaded = load_model(tmp_path / "last.ckpt")
+    assert isinstance(loaded, TimeConsistencyDiscriminator)
+    assert isinstance(model, TimeConsistencyDiscriminator)
+    assert loaded.denoiser is not None
+    assert model.denoiser is not None
+    x = torch.randn(2, 2, 8, 8)
+    assert torch.equal(loaded.denoiser(x, torch.tensor(2.0)), model.denoiser(x, torch.tensor(2.0)))
+
+
+def test_the_reference_is_not_needed_once_trained(image_checkpoint: Path, tmp_path: Path) -> None:
+    """Its path is among the hyperparameters, its weights are in no checkpoint."""
+    reference = tmp_path / "reference.ckpt"
+    reference.write_bytes(image_checkpoint.read_bytes())
+    model = make(
+        "TimeConsistencyDiscriminator",
+        discriminator=ENERGY,
+        image_model=str(image_checkpoint),
+        reference=str(reference),
+    )
+    fit(model, limit_val_batches=0).save_checkpoint(tmp_path / "last.ckpt")
+    reference.unlink()
+    loaded = load_model(tmp_path / "last.ckpt")
+    assert set(loaded.state_dict()) == set(model.state_dict())
+
+
+def test_averaged_weights_are_those_of_a_checkpoint(tmp_path: Path) -> None:
+    """The moving average of Lightning's callback, by hand from the weights after each step."""
+    model = make("ImageDDPM", network=UNET, learning_rate=0.01, warmup_steps=1)
+    history: list[dict[str, Tensor]] = []
+
+    class Record(Callback):
+        def on_train_batch_end(self, trainer: Any, model: Any, *rest: Any) -> None:
+            history.append({name: p.detach().clone() for name, p in model.named_parameters()})
+
+    callbacks = [Record(), ExponentialMovingAverage(decay=0.2)]
+    fit(model, max_steps=4, callbacks=callbacks, enable_checkpointing=True,
+        default_root_dir=tmp_path).save_checkpoint(tmp_path / "last.ckpt")  # fmt: skip
+    expected = history[0]
+    for n, weights in enumerate(history[1:], start=1):
+        decay = min(0.2, (1 + n) / (10 + n))
+        expected = {k: decay * expected[k] + (1 - decay) * weights[k] for k in weights}
+    loaded = load_model(tmp_path / "last.ckpt")
+    name = "denoiser.network.stem.conv.weight"
+    for key, value in loaded.named_parameters():
+        torch.testing.assert_close(value, expected[key])
+    assert not torch.allclose(expected[name], history[-1][name])
+
+
+def test_learning_rate_rises_and_falls(tmp_path: Path) -> None:
+    model = make("ImageDDPM", network=UNET, learning_rate=0.02, warmup_steps=4)
+    rates: list[float] = []
+
+    class Record(Callback):
+        def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    fit(model, max_steps=12, callbacks=[Record()])
+    expected = [
+        0.02 * min(1, (k + 1) / 4) * (0.01 + 0.99 * (1 + math.cos(math.pi * k / 12)) / 2)
+        for k in range(12)
+    ]
+    assert rates == pytest.approx(expected)
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "sentence"),
+    [
+        (TinyCube(variables=("u", "w")), DataError, "trained on u, v, but this cube gives u, w"),
+        (
+            TinyCube(mean=0.2),
+            ValueError,
+            "image model was trained on 'u' with mean 0 .* this training split has 0.2",
+        ),
+    ],
+)
+def test_an_image_model_of_another_cube_is_refused(
+    image_checkpoint: Path, data: TinyCube, error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        fit(discriminator(image_checkpoint), data)
+
+
+def test_a_checkpoint_of_another_grid_is_refused(
+    image_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = TinyCube()
+    description = other.description() | {"shape": [8, 16]}
+    monkeypatch.setattr(other, "description", lambda: description)
+    model = make("ImageDDPM", network=UNET)
+    with pytest.raises(DataError, match=r"grid with shape \(8, 8\), but this cube has \(8, 16\)"):
+        fit(model, other, max_steps=4, ckpt_path=image_checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"cross_entropy_weight": -1.0}, "must not be negative"),
+        ({"cross_entropy_weight": 0.0, "score_matching_weight": 0.0}, "are both 0"),
+    ],
+)
+def test_weights_that_train_nothing(
+    image_checkpoint: Path, options: dict[str, float], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        discriminator(image_checkpoint, **options)
+
+
+def test_batches_that_do_not_fit_get_a_sentence(image_checkpoint: Path, logged: Log) -> None:
+    model = discriminator(image_checkpoint)
+    logged(model)
+    with pytest.raises(ValueError, match=r"windows have 4 frames; set data\.init_args"):
+        model.training_step({"frames": torch.zeros(2, 4, 2, 8, 8)}, 0)
+    with pytest.raises(ValueError, match="A batch of one window has no other history"):
+        model.training_step({"frames": torch.zeros(1, 3, 2, 8, 8)}, 0)
+    with pytest.raises(ValueError, match="The discriminator has no image model"):
+        fit(TimeConsistencyDiscriminator(UNetEnergy(2, 2, (8,), 1)))
+
+
+def test_files_that_are_no_image_model_get_a_sentence(
+    image_checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.ckpt"
+    with pytest.raises(ValueError, match=r"There is no checkpoint .*model.ckpt"):
+        open_image_model(str(path))
+    path.write_bytes(image_checkpoint.read_bytes()[:3000])
+    with pytest.raises(ValueError, match=r"model.ckpt cannot be read as a checkpoint"):
+        load_model(path)
+    torch.save({"epoch": 1}, path)
+    with pytest.raises(ValueError, match="holds no 'state_dict'"):
+        load_model(path)
+    checkpoint = read_checkpoint(image_checkpoint)
+    checkpoint["state_dict"].pop("denoiser.network.stem.conv.bias")
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match="does not fit ImageDDPM: missing weights"):
+        load_model(path)
+    checkpoint["hyper_parameters"] = {}
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match="does not say which model it holds"):
+        load_model(path)
+    fit(discriminator(image_checkpoint)).save_checkpoint(path)
+    with pytest.raises(ValueError, match="does not say which model it holds"):
+        load_model(path)
+    model = make(
+        "TimeConsistencyDiscriminator", discriminator=ENERGY, image_model=str(image_checkpoint)
+    )
+    fit(model).save_checkpoint(path)
+    with pytest.raises(ValueError, match="holds a TimeConsistencyDiscriminator, not an image mod"):
+        open_image_model(str(path))
