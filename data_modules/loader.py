@@ -92,8 +92,10 @@ class WindowLoader:
                 f"There are too few windows for {world} processes; use fewer devices, or a smaller "
                 "shuffle_buffer."
             )
-        self._epoch, self._given = 0, 0  # where the next iteration starts
-        self._now = (0, 0)  # the epoch that is running, and its batches already given
+        self.epoch = 0  # that is running, or comes next
+        self._given = 0  # batches already given in it
+        self._start = 0  # the batch at which the next iteration starts
+        self._told: int | None = None  # the last epoch that `set_epoch` was told
 
     @property
     def windows(self) -> int:
@@ -116,35 +118,35 @@ class WindowLoader:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to another epoch; the same epoch leaves a restored position as it is."""
-        if epoch != self._epoch:
-            self._epoch, self._given = epoch, 0
+        """Hear from Lightning that an epoch begins.
 
-    def state_dict(self) -> dict[str, int]:
+        A new number ends an epoch that was cut short, and the first one is where a new loader
+        starts; otherwise the loader counts by itself, since Lightning's numbers jump after a resume
+        from the end of an epoch.
+        """
+        if self._told is None:
+            self.epoch = epoch
+        elif epoch != self._told and self._given:
+            self.epoch, self._given, self._start = self.epoch + 1, 0, 0
+        self._told = epoch
+
+    def state_dict(self) -> dict[str, int | None]:
         """Where the loader is: what Lightning puts in each checkpoint."""
-        epoch, given = self._now
-        return {
-            "epoch": epoch,
-            "batches": given,
-            "batch_size": self.batch_size,
-            "windows": self.windows,
-            "seed": self.seed,
-        }
+        return self._identity() | {"epoch": self.epoch, "given": self._given, "told": self._told}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a state was taken, if the windows are still the same."""
-        self._epoch, self._given = state["epoch"], state["batches"]
-        ours = self.state_dict()
-        changed = [k for k in ("batch_size", "windows", "seed") if state[k] != ours[k]]
+        self.epoch, self._given, self._told = state["epoch"], state["given"], state["told"]
+        changed = [key for key, value in self._identity().items() if state.get(key) != value]
         if changed and self._given:
-            logger.warning(
-                "the epoch starts again from its first batch, since %s changed",
-                " and ".join(changed),
-            )
+            what = " and ".join(changed)
+            logger.warning("the epoch starts again from its first batch, since %s changed", what)
             self._given = 0
-        if self._given >= len(self):
-            self._epoch, self._given = self._epoch + 1, 0
-        self._now = (self._epoch, self._given)
+        self._start = self._given
+
+    def _identity(self) -> dict[str, int | None]:
+        """What an order of batches depends on, beside the epoch."""
+        return {"batch_size": self.batch_size, "windows": self.windows, "seed": self.seed}
 
     def groups(self, epoch: int) -> list[Group]:
         """The groups of an epoch in order; reads nothing."""
@@ -177,8 +179,8 @@ class WindowLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator: nothing happens before the first batch is asked for, when the epoch is known.
-        epoch, first, self._given = self._epoch, self._given, 0
-        self._now = (epoch, first)
+        epoch, first = self.epoch, self._start
+        self._given, self._start = first, 0
         groups, bounds = self.groups(epoch), self._bounds()
         ends = np.cumsum([len(group.order) for group in groups])
         offsets = self._crops(epoch, int(ends[-1]))
@@ -196,14 +198,9 @@ class WindowLoader:
                 chosen = torch.from_numpy(positions[at - start : stop - start])
                 parts.append(self.batch(block, chosen, offsets[at:stop]))
                 at = stop
-            self._count(epoch, number + 1)
+            last = number + 1 == len(self)
+            self.epoch, self._given = (epoch + 1, 0) if last else (epoch, number + 1)
             yield _joined(parts)
-
-    def _count(self, epoch: int, given: int) -> None:
-        if given == len(self):
-            epoch, given = epoch + 1, 0
-            self._epoch = epoch
-        self._now = (epoch, given)
 
     def _crops(self, epoch: int, windows: int) -> np.ndarray:
         """Offsets (windows, 2) of the crops: random in training, central else."""
@@ -218,17 +215,7 @@ class WindowLoader:
         if not self.workers:
             return _one_ahead(self.read, spans)
         self._require_shared_memory(spans)
-        return iter(
-            DataLoader(
-                _Reading(self.read),
-                batch_size=None,
-                sampler=spans,  # what a sampler gives is what is read
-                num_workers=min(self.workers, len(spans)),
-                prefetch_factor=1,
-                collate_fn=_as_it_is,
-                generator=torch.Generator(),  # so that the global one is left alone
-            )
-        )
+        return _by_workers(self.read, spans, self.workers)
 
     def _require_shared_memory(self, spans: list[Spans]) -> None:
         if not SHARED_MEMORY.is_dir():
@@ -255,12 +242,36 @@ def _one_ahead(read: Callable[[Spans], Block], spans: list[Spans]) -> Iterator[B
         yield pending.result()
 
 
-class _Reading(Dataset[Block]):
+def _by_workers(
+    read: Callable[[Spans], Block], spans: list[Spans], workers: int
+) -> Iterator[Block]:
+    """Read blocks in other processes, in order, each worker one block ahead."""
+    blocks = DataLoader(
+        _Reading(read),
+        batch_size=None,
+        sampler=spans,  # what a sampler gives is what is read
+        num_workers=min(workers, len(spans)),
+        prefetch_factor=1,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),  # so that the global one is left alone
+    )
+    for block in blocks:
+        if isinstance(block, DataError):
+            raise block
+        yield block
+
+
+class _Reading(Dataset[Block | DataError]):
+    """Reads blocks in a worker; an error of ours comes back as it is, without a traceback."""
+
     def __init__(self, read: Callable[[Spans], Block]) -> None:
         self.read = read
 
-    def __getitem__(self, spans: Spans) -> Block:
-        return self.read(spans)
+    def __getitem__(self, spans: Spans) -> Block | DataError:
+        try:
+            return self.read(spans)
+        except DataError as error:
+            return error
 
 
 def _as_it_is(block: Any) -> Any:

@@ -1,0 +1,55 @@
+"""Small cubes whose values say where they come from."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+MakeCube = Callable[..., Path]
+
+
+def encoded(trajectories: int, frames: int, rows: int = 4, columns: int = 5) -> np.ndarray:
+    """Values (trajectory, time, y, x) that name their place: 1000 trajectory + time + y / 10."""
+    trajectory, time, y, _ = np.indices((trajectories, frames, rows, columns))
+    return (1000.0 * trajectory + time + y / 10).astype(np.float32)
+
+
+@pytest.fixture
+def make_cube(tmp_path: Path) -> MakeCube:
+    """Write a cube of one variable `u`; changes are applied to the dataset before it is written."""
+
+    def make(
+        trajectories: int = 8,
+        frames: int = 20,
+        chunk: int = 6,
+        times: Any = None,
+        change: Callable[[xr.Dataset], xr.Dataset] = lambda dataset: dataset,
+        name: str = "cube.zarr",
+        squeeze: bool = False,
+    ) -> Path:
+        dataset = xr.Dataset(
+            {"u": (("trajectory", "time", "y", "x"), encoded(trajectories, frames))},
+            {
+                "trajectory": np.arange(trajectories),
+                "time": np.arange(frames) * 0.5 if times is None else times,
+                "y": np.arange(4.0),
+                "x": np.arange(5.0),
+            },
+        )
+        dataset = change(dataset.isel(trajectory=0, drop=True) if squeeze else dataset)
+        path = tmp_path / name
+        if name.endswith(".zarr"):
+            encoding = {
+                key: {"chunks": tuple({"trajectory": 1, "time": chunk}.get(d, 5) for d in v.dims)}
+                for key, v in dataset.data_vars.items()
+                if v.ndim > 2
+            }
+            dataset.to_zarr(path, zarr_format=3, consolidated=False, encoding=encoding)
+        else:
+            dataset.to_netcdf(path, engine="h5netcdf")
+        return path
+
+    return make
