@@ -49,8 +49,13 @@ def read_conditioning(
     """
     return Conditioning(
         torch.stack([_static(cube, name) for name in static]) if static else None,
-        torch.stack([_forcing(cube, name, train) for name in forcing], -1) if forcing else None,
+        _side_by_side([_forcing(cube, name, train) for name in forcing]) if forcing else None,
     )
+
+
+def _side_by_side(series: list[Tensor]) -> Tensor:
+    """(trajectories or 1, frames, C_f); a series that all trajectories share is repeated."""
+    return torch.stack(torch.broadcast_tensors(*series), dim=-1)
 
 
 def _static(cube: Cube, name: str) -> Tensor:
