@@ -115,7 +115,7 @@ class Turbulence:
         if not _divides(self.dt, self.output_interval):
             raise ValueError(
                 f"dt {self.dt:g} does not divide output_interval {self.output_interval:g}; "
-                f"use {self.output_interval / math.ceil(self.output_interval / self.dt):.6g}."
+                f"use {self.output_interval / math.ceil(self.output_interval / self.dt):.8g}."
             )
         if not _divides(self.output_interval, self.spin_up):
             raise ValueError(
@@ -477,7 +477,7 @@ def _refuse_unstable(parameters: Turbulence, speed: Tensor, time: float) -> None
         raise ValueError(
             f"dt {parameters.dt:g} is too large for the speed {fastest:.3g} reached at time "
             f"{time:g} (Courant number {courant:.2f}, limit {COURANT_LIMIT:g}); use dt "
-            f"{parameters.output_interval / steps:.6g} or less."
+            f"{parameters.output_interval / steps:.8g} or less."
         )
 
 
