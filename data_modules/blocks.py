@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_modules.cube import Cube
 from data_modules.normalisation import Normalisation
-from data_modules.windows import Span
+from data_modules.windows import Span, aligned
 
 PIECE_BYTES = 2**26  # read at once; bounds what is held beside the block itself
 
@@ -41,26 +41,31 @@ def read_block(cube: Cube, normalisation: Normalisation, spans: Sequence[Span]) 
         (sum(span.size for span in spans), len(cube.variables), *cube.shape), dtype=torch.float32
     )
     trajectory, number = [], []
+    deep, long = cube.chunks
+    long *= max(PIECE_BYTES // (cube.frame_bytes * deep * long), 1)
     at = 0
-    most = max(PIECE_BYTES // cube.frame_bytes, 1)
     for span in spans:
         rows, columns = np.arange(*span.trajectories), np.arange(*span.frames)
         trajectory.append(np.repeat(rows, len(columns)))
         number.append(np.tile(columns, len(rows)))
-        for row in range(*span.trajectories):
-            for first in range(*span.frames, most):
-                last = min(first + most, span.frames[1])
-                piece = frames[at : at + last - first]
-                cube.read(slice(row, row + 1), slice(first, last), out=piece.numpy()[None])
+        place = frames[at : at + span.size].unflatten(0, (len(rows), len(columns)))
+        for row in aligned(*span.trajectories, deep):
+            for column in aligned(*span.frames, long):
+                piece = place[_shifted(row, rows[0]), _shifted(column, columns[0])]
+                cube.read(row, column, out=piece.numpy())
                 piece.sub_(normalisation.mean).div_(normalisation.std)
                 if not cube.refuse_missing:
                     piece.nan_to_num_(nan=0.0)
-                at += len(piece)
+        at += span.size
     return Block(
         frames,
         torch.from_numpy(np.concatenate(trajectory)),
         torch.from_numpy(np.concatenate(number)),
     )
+
+
+def _shifted(piece: slice, by: int) -> slice:
+    return slice(piece.start - by, piece.stop - by)
 
 
 def window_positions(spans: Sequence[Span]) -> np.ndarray:

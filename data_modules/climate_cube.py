@@ -49,8 +49,8 @@ class ClimateCubeDataModule(LightningDataModule):
         batch_size: Windows in a batch.
         num_workers: Processes that read ahead when the split is not held in memory.
         in_memory: Hold the splits in memory; by default when that of training has less than 1 GiB.
-        shuffle_buffer: MiB of frames that are read and shuffled together when not in memory; each
-            worker holds one or two such buffers.
+        shuffle_buffer: MiB of frames that are read and shuffled together when not in memory; three
+            such buffers are held at most, and one more by each worker.
         crop: Rows and columns of a crop: random in training, central else.
         static: Names of variables over space alone, standardised, in each batch as `static`.
         forcing: Names of variables over time alone, standardised, in each batch as `forcing`.

@@ -216,6 +216,11 @@ def open_cube(
                 f"{path} has no variable '{name}'{_nearest(name, list(dataset.data_vars))}; "
                 f"it has {_listed(dataset.data_vars)}."
             )
+    if variables and len(set(variables)) < len(variables):
+        raise DataError(f"variables names one of {_listed(variables)} twice; name each once.")
+    empty = [dim for dim, size in dataset.sizes.items() if not size]
+    if empty:
+        raise DataError(f"{path} is empty: its dimension '{empty[0]}' has no entries.")
     time_dim = _time_dim(dataset, path, time_dim)
     rows, columns = _spatial_dims(dataset, path, spatial_dims)
     names = list(variables) if variables else _on_the_grid(dataset, (time_dim, rows, columns))
@@ -236,6 +241,12 @@ def open_cube(
     if missing not in ("refuse", "fill"):
         raise DataError(f"missing is '{missing}'; it can be 'refuse' or 'fill'.")
     fills = fill_value if isinstance(fill_value, dict) else dict.fromkeys(names, fill_value)
+    for name in fills:
+        if name not in names:
+            raise DataError(
+                f"fill_value names '{name}'{_nearest(name, names)}, which is not among the "
+                f"variables {_listed(names)}."
+            )
     first = dataset[names[0]]
     stored = first.encoding.get("preferred_chunks") or {}
     return Cube(
@@ -257,6 +268,7 @@ def open_cube(
         chunks=(int(stored.get(trajectory_dim, 1)), int(stored.get(time_dim, 1))),
         refuse_missing=missing == "refuse",
         fill_values=tuple(fills.get(name) for name in names),
+        _open={os.getpid(): dataset},
     )
 
 

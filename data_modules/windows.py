@@ -125,8 +125,7 @@ def chunked_spans(windows: Windows, chunks: tuple[int, int], most_frames: int) -
     """
     deep, long = chunks
     first, stop = windows.split.trajectories
-    edges = [first, *range(first - first % deep + deep, stop, deep), stop]
-    rows = list(itertools.pairwise(edges))
+    rows = [(piece.start, piece.stop) for piece in aligned(first, stop, deep)]
     # The last windows of a span need frames of the next chunk, which is then read twice: with
     # sixteen chunks in a span that is one in seventeen at most.
     wanted = max(16 * long, 16 * (windows.extent - 1))
@@ -141,3 +140,9 @@ def chunked_spans(windows: Windows, chunks: tuple[int, int], most_frames: int) -
                 piece = (int(starts[0]), int(starts[-1]) + windows.extent)
                 spans += [Span(row, piece, tuple(starts.tolist())) for row in rows]
     return spans
+
+
+def aligned(start: int, stop: int, size: int) -> list[slice]:
+    """Pieces of [start, stop) that end at multiples of `size`."""
+    edges = [start, *range(start - start % size + size, stop, size), stop]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]

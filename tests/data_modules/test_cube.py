@@ -227,6 +227,20 @@ def test_a_dimension_that_is_no_trajectory(make_cube):
     assert open_cube(path, trajectory_dim="level").trajectories == 8
 
 
+def test_variables_named_twice_and_fills_for_others(make_cube):
+    path = make_cube()
+    with refused("variables names one of u, u twice; name each once."):
+        open_cube(path, ["u", "u"])
+    with refused("fill_value names 'uu' (did you mean 'u'?), which is not among the variables u."):
+        open_cube(path, missing="fill", fill_value={"uu": 0.0})
+
+
+def test_an_empty_cube(make_cube):
+    path = make_cube(change=lambda d: d.isel(time=slice(0)), name="cube.nc")
+    with refused(f"{path} is empty: its dimension 'time' has no entries."):
+        open_cube(path)
+
+
 def test_no_variable_at_all(make_cube):
     path = make_cube(change=lambda d: d.rename(u="v").isel(y=0))
     with refused("no row dimension that can be recognised among trajectory, time, x"):

@@ -1,6 +1,7 @@
 """Epochs: every window once, in another order each time, and the same order after a resume."""
 
 import logging
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,13 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+import xarray as xr
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from data_modules.climate_cube import ClimateCubeDataModule
+from data_modules.cube import Cube
 from data_modules.errors import DataError
 from data_modules.loader import WindowLoader
+from data_modules.windows import Windows, chunked_spans
 
 PATHS = [
     pytest.param({"in_memory": True}, id="in memory"),
@@ -25,11 +29,14 @@ PATHS = [
 
 
 class SmallGroups(ClimateCubeDataModule):
-    """Groups of about 50 frames, so that a small cube has several, each of some spans."""
+    """Spans of 12 frames and groups of 50, so that a small cube has several of both."""
 
     def _loader(self, name: str, shuffle: bool = False) -> WindowLoader:
         loader = super()._loader(name, shuffle)
         if not self.in_memory:
+            split = self.split(name)
+            windows = Windows(split, self.window_length, self.window_stride, self.frame_stride)
+            loader.spans = tuple(chunked_spans(windows, self.cube.chunks, most_frames=12))
             loader.group_frames = 50
         return loader
 
@@ -117,6 +124,48 @@ def test_resume_neither_repeats_nor_skips(make_cube, options, given):
         seen += epoch(cube, resumed)
     assert seen == whole
     assert epoch(cube, resumed) == following
+
+
+def test_few_blocks_are_in_memory(make_cube):
+    cube = module(make_cube(), in_memory=False)
+    loader = cube.train_dataloader()
+    loader.group_frames = 20
+    assert len(loader.groups(0)) > 4
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most, real = 0, loader.read
+
+    def read(spans):
+        nonlocal most
+        block = real(spans)
+        alive.add(block.frames)
+        most = max(most, len(alive))
+        return block
+
+    loader.read = read
+    assert len(epoch(cube, loader)) == 105
+    assert most <= 3
+
+
+def test_chunks_of_several_trajectories(make_cube, tmp_path):
+    path = make_cube()
+    source = xr.open_dataset(path, engine="zarr", consolidated=False)
+    source["u"].encoding.clear()
+    deep = tmp_path / "deep.zarr"
+    source.to_zarr(deep, consolidated=False, encoding={"u": {"chunks": (4, 6, 4, 5)}})
+    cube = module(deep, in_memory=False)
+    reads, real = [], Cube.read
+
+    def read(self, trajectories, frames, out=None):
+        reads.append((trajectories.start, trajectories.stop, frames.start, frames.stop))
+        return real(self, trajectories, frames, out)
+
+    cube.statistics  # noqa: B018 (before reads are counted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cube, "read", read)
+        seen = epoch(cube, cube.train_dataloader())
+    assert len(set(seen)) == 105
+    assert {(a, b) for a, b, _, _ in reads} == {(0, 4), (4, 6)}
+    assert len(set(reads)) == len(reads)
 
 
 def test_resume_with_another_number_of_workers(make_cube):
