@@ -18,7 +18,7 @@ import pytest
 import torch
 import xarray as xr
 import zarr
-from jsonargparse import ArgumentParser
+from jsonargparse import auto_cli
 from torch import Tensor
 
 from data_modules import simulated
@@ -136,8 +136,9 @@ def test_an_existing_path_is_refused_or_replaced_when_asked(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["trajectories", "frames", "batch"])
 def test_counts_below_one_are_refused(tmp_path: Path, name: str) -> None:
+    options: dict[str, Any] = {name: 0}
     with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
-        write_turbulence(tmp_path / "cube.zarr", SMALL, **{name: 0})
+        write_turbulence(tmp_path / "cube.zarr", SMALL, **options)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -211,12 +212,15 @@ def test_it_shows_progress_and_logs_where_the_cube_is(
     assert f"2 trajectories of 3 frames to {out}" in caplog.text
 
 
-def test_the_command_line_can_set_every_argument() -> None:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_function_arguments(write_turbulence)
-    line = "--out cube.zarr --trajectories 3 --frames 9 --seed 5 --batch 2 --device cuda"
-    line += " --parameters.resolution 128 --parameters.injection_rate 0.1 --overwrite true"
-    found = parser.instantiate_classes(parser.parse_args(line.split()))
-    assert found.parameters == Turbulence(resolution=128, injection_rate=0.1)
-    assert (str(found.out), found.trajectories, found.frames, found.seed) == ("cube.zarr", 3, 9, 5)
-    assert (found.batch, found.device, found.overwrite, found.progress) == (2, "cuda", True, True)
+def test_the_command_line_can_set_every_argument(tmp_path: Path) -> None:
+    out = tmp_path / "cube.zarr"
+    line = f"--out {out} --trajectories 3 --frames 2 --seed 5 --batch 2 --device cpu"
+    line += " --overwrite true --progress false --parameters.resolution 16"
+    line += " --parameters.output_resolution 8 --parameters.injection_rate 0.1"
+    line += " --parameters.spin_up 0.8"
+    assert auto_cli(write_turbulence, args=line.split(), as_positional=False) == out
+    dataset = xr.open_zarr(out)
+    assert Turbulence(**json.loads(dataset.attrs["parameters"])) == Turbulence(
+        resolution=16, output_resolution=8, injection_rate=0.1, spin_up=0.8
+    )
+    assert (dataset["vorticity"].shape, dataset.attrs["seed"]) == ((3, 2, 8, 8), 5)
