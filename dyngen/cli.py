@@ -20,6 +20,8 @@ from dyngen.options import OptionParser, nearest, sentence
 
 LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
 
+IDLE_TALK = ("💡 Tip", "TPU available", "GPU available: False")
+
 USAGE = """usage: dyngen VERB [options]
 
 train and measure, each with --config FILE (Lightning's command line):
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             when interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    _log_to_terminal()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(USAGE)
         return
@@ -112,6 +114,16 @@ def _functions() -> dict[str, Callable[[], Callable[..., Any]]]:
     }
 
 
+def _log_to_terminal() -> None:
+    """Show this library's own log lines as they are; Lightning shows its own."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("dyngen", "data_modules"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)
+
+
 def _quieten() -> None:
     """Hide what a user of this command line can do nothing about."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -127,7 +139,7 @@ def _quieten() -> None:
     ):
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage() and "litlogger" not in record.getMessage()
+        lambda record: not record.getMessage().startswith(IDLE_TALK)
     )
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from unittest.mock import patch
 
 import yaml
-from lightning import LightningDataModule, LightningModule
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from dyngen.callbacks.progress import TrainingProgress
 from dyngen.options import OptionParser
 
 # What may differ between a run and its continuation.
@@ -56,6 +57,13 @@ class ExperimentCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 args=list(arguments),
             )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with one progress bar over all steps unless bars are switched off."""
+        settings = self.config_init[self.subcommand].trainer
+        if settings.get("enable_progress_bar") is not False:
+            settings.callbacks = [*(settings.callbacks or []), TrainingProgress()]
+        return super().instantiate_trainer(**kwargs)
 
     def before_instantiate_classes(self) -> None:
         """Refuse to continue a run with other settings."""

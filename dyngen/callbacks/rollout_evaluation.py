@@ -17,9 +17,9 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from data_modules.climate_cube import field_arguments
+from dyngen.callbacks.pictures import draw
 from dyngen.callbacks.tensorboard import log_evaluation
 from dyngen.report.evaluate import evaluate
-from dyngen.report.figures import all_figures, animation_gif
 from dyngen.report.html import write_report
 from dyngen.report.summary import summarise
 from dyngen.rollout import Field, FrameSampler, RolloutError, open_rollout, write_rollout
@@ -163,10 +163,11 @@ class RolloutEvaluation(Callback):
                 forecasts[name] = files.enter_context(open_rollout(place))
             started = time.perf_counter()
             truth, initial_frames = world.truth(self.initial_states)
+            reference = world.runs(split)
             scores = evaluate(
                 forecasts,
                 truth,
-                reference=world.runs(split),
+                reference=reference,
                 training=world.runs("train"),
                 initial_frames=initial_frames,
                 free_runs=free_runs,
@@ -175,8 +176,7 @@ class RolloutEvaluation(Callback):
                 seed=self.seed,
             )
             summary = summarise(scores)
-            animation = animation_gif(truth, forecasts)
-            figures = all_figures(scores, truth=truth, forecasts=forecasts, free_runs=free_runs)
+            figures, animation = draw(scores, truth, forecasts, reference, free_runs)
         seconds["scores"] = round(time.perf_counter() - started, 1)
         summary["seconds"] = seconds
         output.mkdir(parents=True, exist_ok=True)

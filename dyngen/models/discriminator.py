@@ -35,7 +35,10 @@ class TimeConsistencyDiscriminator(CubeModule):
     the history of another window of the batch (Hess et al. 2025, arXiv 2505.09089). To balanced
     binary cross-entropy, denoising likelihood score matching (Chao et al. 2022, arXiv 2203.14206)
     adds the guided denoising error `|| D + sigma^2 grad l - x_0 ||^2`, with the image model D
-    frozen: cross-entropy alone saturates, and its gradient then guides nothing.
+    frozen: cross-entropy alone saturates, and its gradient then guides nothing. Score matching
+    determines the logit's gradient and leaves an offset `b(h, sigma)` open; a discriminator with a
+    method `offset(sigma, history)` has just that trained by cross-entropy, so that the two losses
+    share the logit instead of pulling it two ways.
 
     Args:
         discriminator: A network `(x, sigma, history) -> logit (B,)` with `history_length`, such as
@@ -164,12 +167,31 @@ class TimeConsistencyDiscriminator(CubeModule):
         else:
             positive = self.logit(noisy, sigma, history)
         if self.cross_entropy_weight:
-            negative = self.logit(noisy, sigma, other_histories(history))
-            cross_entropy = (F.softplus(-positive) + F.softplus(negative)).mean() / 2
+            cross_entropy = self._cross_entropy(positive, noisy, sigma, history)
             loss = loss + self.cross_entropy_weight * cross_entropy
             self.log("train/cross_entropy", cross_entropy, prog_bar=True)
         self.log("train/loss", loss)
         return loss
+
+    def _cross_entropy(
+        self, positive: Tensor, noisy: Tensor, sigma: Tensor, history: Tensor
+    ) -> Tensor:
+        """Balanced binary cross-entropy of logits (B,) and of those with another's history.
+
+        Beside score matching it trains no more than the offset of a logit that has one: the rest
+        of the logit has the right gradient already, and cross-entropy would only disturb it.
+        """
+        others = other_histories(history)
+        offset = getattr(self.discriminator, "offset", None)
+        if offset is None or not self.score_matching_weight:
+            negative = self.logit(noisy, sigma, others)
+        else:
+            with torch.no_grad():
+                known = positive - offset(sigma, history)
+                known_negative = self.logit(noisy, sigma, others) - offset(sigma, others)
+            positive = known + offset(sigma, history)
+            negative = known_negative + offset(sigma, others)
+        return (F.softplus(-positive) + F.softplus(negative)).mean() / 2
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log, by noise level, accuracy and the denoising error with and without guidance."""

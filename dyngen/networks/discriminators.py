@@ -16,13 +16,19 @@ from torch import Tensor, nn
 from dyngen.networks.layers import Conv2d, NoiseEmbedding, ResidualBlock, check_boundary, zero_
 from dyngen.networks.unet import UNet2d
 
+OFFSET_WIDTH = 16
+
 
 class UNetEnergy(nn.Module):
-    """A U-Net's output paired with its input: `l = <c_in x, f(c_in x, h, sigma)> / sigma`.
+    """A U-Net's output paired with its input: `l = <c_in x, f> / sigma + b`.
 
     Its guidance `sigma^2 grad l = c_out (f + J^T c_in x)`, with `c_out = sigma c_in`, has the form
     and scale of the output term of a preconditioned denoiser (Karras et al. 2022, equation 7) at
-    every noise level: neither vanishing nor exploding, whatever the logit itself does.
+    every noise level: neither vanishing nor exploding, whatever the logit itself does. f is the
+    U-Net's output plus a linear combination of the past frames with weights that depend on sigma:
+    where noise hides the frame the guided estimate is an extrapolation of its history, and this
+    gives the U-Net that much for nothing. The offset b is what guidance cannot see, and so what
+    score matching leaves open.
 
     Args:
         channels: Channels of a frame.
@@ -34,6 +40,7 @@ class UNetEnergy(nn.Module):
         dropout: Dropout probability inside residual blocks.
         sigma_data: Standard deviation of the frames.
         patch: Side of the patches folded into channels (see UNet2d).
+        embedding: Width of the noise embedding.
     """
 
     def __init__(
@@ -47,6 +54,7 @@ class UNetEnergy(nn.Module):
         dropout: float = 0.0,
         sigma_data: float = 1.0,
         patch: int = 1,
+        embedding: int = 128,
     ) -> None:
         super().__init__()
         self.history_length = history_length
@@ -59,15 +67,41 @@ class UNetEnergy(nn.Module):
             attention,
             boundary,
             dropout,
-            patch=patch,
+            embedding,
+            patch,
+        )
+        weights = nn.Linear(embedding, history_length * channels)
+        self.history_weights = cast(nn.Linear, zero_(weights))
+        edges = check_boundary(boundary)
+        self.history_features = nn.Sequential(
+            Conv2d(history_length * channels, OFFSET_WIDTH, 3, edges),
+            nn.SiLU(),
+            Conv2d(OFFSET_WIDTH, OFFSET_WIDTH, 3, edges),
+            nn.SiLU(),
+        )
+        self.offset_of = nn.Sequential(
+            nn.Linear(OFFSET_WIDTH + embedding, 4 * OFFSET_WIDTH),
+            nn.SiLU(),
+            zero_(nn.Linear(4 * OFFSET_WIDTH, 1)),
         )
 
     def forward(self, x: Tensor, sigma: Tensor, history: Tensor) -> Tensor:
         """Logits (B,) of noisy frames x (B, C, H, W) at sigma (B,), history (B, k, C, H, W)."""
         sigma = sigma.to(x.dtype).expand(len(x))
         scaled = x * (sigma**2 + self.sigma_data**2).rsqrt()[:, None, None, None]
-        f = self.unet(scaled, sigma.log() / 4, history.flatten(1, 2))
-        return (scaled * f.to(x.dtype)).flatten(1).sum(dim=1) / sigma
+        f = self.unet(scaled, sigma.log() / 4, history.flatten(1, 2)).to(x.dtype)
+        weights = self.history_weights(self.unet.embedding(sigma.log() / 4)).to(x.dtype)
+        weights = weights.unflatten(1, history.shape[1:3])[..., None, None]
+        f = f + (weights * history).sum(dim=1)
+        energy = (scaled * f).flatten(1).sum(dim=1) / sigma
+        return energy + self.offset(sigma, history)
+
+    def offset(self, sigma: Tensor, history: Tensor) -> Tensor:
+        """b(h, sigma) (B,): the part of the logit that does not depend on the frame."""
+        features = self.history_features(history.flatten(1, 2)).mean(dim=(-2, -1))
+        embedding = self.unet.embedding(sigma.to(history.dtype).expand(len(history)).log() / 4)
+        both = torch.cat([features, embedding], dim=1)
+        return cast(Tensor, self.offset_of(both)[:, 0].to(history.dtype))
 
 
 class EncoderDiscriminator(nn.Module):

@@ -1,0 +1,99 @@
+"""The command line: what a mistake is answered with, and that experiments are what they say."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dyngen.cli import main
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
+IMAGE = ROOT / "experiments" / "turbulence" / "image.yaml"
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What `dyngen` says on standard error to arguments that it refuses with status 2."""
+    with pytest.raises(SystemExit) as refusal:
+        main([str(argument) for argument in arguments])
+    assert refusal.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1, said
+    return said[0]
+
+
+def with_typo(tmp_path: Path, before: str, after: str) -> Path:
+    text = IMAGE.read_text()
+    assert before in text
+    path = tmp_path / "typo.yaml"
+    path.write_text(text.replace(before, after))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("model:\n", "modle:\n", ["'modle", "did you mean 'model'"]),
+        ("widths:", "width:", ["'width' is not a key of", "UNet2d", "did you mean 'widths'"]),
+        ("max_steps:", "max_step:", ["trainer.max_step", "did you mean 'trainer.max_steps'"]),
+        ("batch_size: 32", "batchsize: 32", ["'batchsize'", "did you mean 'batch_size'"]),
+        ("models.ImageDDPM", "models.ImageDPM", ["ImageDPM", "did you mean 'ImageDDPM'"]),
+        ("window_length: 1", "window_length: one", ["window_length", "one"]),
+    ],
+)
+def test_a_typo_in_a_yaml_gets_one_sentence_with_the_nearest_key(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    before: str,
+    after: str,
+    words: list[str],
+) -> None:
+    path = with_typo(tmp_path, before, after)
+    said = answer(capsys, "fit", "--config", path)
+    assert "typo.yaml" in said
+    for word in words:
+        assert word in said
+
+
+def test_a_typo_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    said = answer(capsys, "fit", "--config", IMAGE, "--trainer.max_step", 3)
+    assert said == (
+        "dyngen: there is no option --trainer.max_step; did you mean '--trainer.max_steps'?"
+    )
+    said = answer(capsys, "rollout", "--model", "a", "--data.path", "b", "--out", "c", "--membres=2")
+    assert said == "dyngen: there is no option --membres; did you mean '--members'?"
+
+
+def test_an_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean 'rollout'?" in answer(capsys, "rolout")
+    assert "did you mean 'simulate turbulence'?" in answer(capsys, "simulate", "turbulance")
+
+
+def test_a_cube_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = answer(
+        capsys, "fit", "--config", IMAGE, "--data.init_args.path", tmp_path / "nothing.zarr",
+        "--trainer.logger.init_args.save_dir", tmp_path, "--trainer.enable_progress_bar", "false",
+    )  # fmt: skip
+    assert "nothing.zarr" in said
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_experiments_hold_only_what_differs_from_the_defaults_and_parse(path: Path) -> None:
+    verb = "rollout" if path.stem == "rollout" else "fit"
+    done = subprocess.run(
+        [sys.executable, "-c", "from dyngen.cli import main; main()", verb]
+        + ["--config", str(path), "--print_config"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    whole, given = yaml.safe_load(done.stdout), yaml.safe_load(path.read_text())
+    assert set(given) <= set(whole)
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    text = capsys.readouterr().out
+    for verb in ("fit", "validate", "test", "predict", "simulate turbulence", "rollout", "demo"):
+        assert verb in text
