@@ -17,6 +17,7 @@ from torch import Tensor
 from data_modules import climate_cube
 from data_modules.climate_cube import ClimateCubeDataModule, check_compatible, field_arguments
 from data_modules.errors import DataError
+from dyngen.rollout.field import Field
 
 BOTH = pytest.mark.parametrize("in_memory", [True, False])
 
@@ -239,6 +240,21 @@ def test_what_a_field_is_built_from(make_cube):
     np.testing.assert_array_equal(values, [60, 20, -20, -60])
     numbers = field_arguments(ClimateCubeDataModule(make_cube(name="b.zarr")).description())
     assert numbers["step"] == 0.5
+
+
+@pytest.mark.parametrize("calendar", [None, "standard", "360_day"])
+def test_a_rollouts_field_is_built_from_it(make_cube, calendar):
+    times = None
+    if calendar:
+        times = xr.date_range(
+            "2001-01-01", periods=20, calendar=calendar, use_cftime=calendar != "standard"
+        )
+    cube = ClimateCubeDataModule(make_cube(change=globe, times=times))
+    _, found = cube.initial_states("test", 3, history=2, leads=5)
+    field = Field(**field_arguments(cube.description()), initial_times=found[:, 1])
+    assert field.has_dates == (calendar is not None)
+    step = field.step.item() if found.dtype.kind == "O" else field.step
+    assert (found[:, 1] + step == found[:, 2]).all()
 
 
 def test_other_variables_and_grids_are_refused(make_cube):
