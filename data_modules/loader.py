@@ -181,13 +181,13 @@ class WindowLoader:
         # A generator: nothing happens before the first batch is asked for, when the epoch is known.
         epoch, first = self.epoch, self._start
         self._given, self._start = first, 0
-        groups, bounds = self.groups(epoch), self._bounds()
+        groups, bounds, batches = self.groups(epoch), self._bounds(), len(self)
         ends = np.cumsum([len(group.order) for group in groups])
         offsets = self._crops(epoch, int(ends[-1]))
         here = int(np.searchsorted(ends, bounds[first], side="right"))
         blocks = self._read_ahead([group.spans for group in groups[here:]])
         block, positions, start = None, np.empty(0), 0
-        for number in range(first, len(self)):
+        for number in range(first, batches):
             parts, at = [], int(bounds[number])
             while at < bounds[number + 1]:
                 if block is None or at >= ends[here]:
@@ -198,7 +198,7 @@ class WindowLoader:
                 chosen = torch.from_numpy(positions[at - start : stop - start])
                 parts.append(self.batch(block, chosen, offsets[at:stop]))
                 at = stop
-            last = number + 1 == len(self)
+            last = number + 1 == batches
             self.epoch, self._given = (epoch + 1, 0) if last else (epoch, number + 1)
             yield _joined(parts)
 
