@@ -40,20 +40,38 @@ class CubeModule(LightningModule):
         self.weight_decay = weight_decay
         self.cube: dict[str, Any] | None = None
 
-    def setup(self, stage: str) -> None:
+    def meet_cube(self) -> None:
         """Take the cube's description from the data module, or check it against the checkpoint's.
+
+        When a run begins, after checkpoints are restored: with the statistics of a checkpoint a
+        large cube is not read through again.
 
         Raises:
             DataError: If the checkpoint was trained on other variables or another grid.
         """
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is None or not hasattr(datamodule, "description"):
+        description = _describe(self._trainer)
+        if description is None:
             return
-        description = datamodule.description()
         if self.cube is not None:
             check_compatible(self.cube, description)
         else:
             self.cube = description
+
+    def on_fit_start(self) -> None:
+        """Meet the cube."""
+        self.meet_cube()
+
+    def on_validation_start(self) -> None:
+        """Meet the cube."""
+        self.meet_cube()
+
+    def on_test_start(self) -> None:
+        """Meet the cube."""
+        self.meet_cube()
+
+    def on_predict_start(self) -> None:
+        """Meet the cube."""
+        self.meet_cube()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the step's randomness from (seed, rank, step) alone.
@@ -69,11 +87,18 @@ class CubeModule(LightningModule):
         checkpoint[CUBE_KEY] = self.cube
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read the cube's description back, checking it against a cube that is already open."""
-        saved = checkpoint.get(CUBE_KEY)
-        if saved is not None and self.cube is not None:
-            check_compatible(saved, self.cube)
-        self.cube = saved or self.cube
+        """Read the cube's description back, and refuse another cube before its weights are loaded.
+
+        Raises:
+            DataError: If the data module's cube has other variables or another grid.
+        """
+        self.cube = checkpoint.get(CUBE_KEY) or self.cube
+        datamodule: Any = getattr(self._trainer, "datamodule", None)
+        statistics = checkpoint.get(type(datamodule).__qualname__)
+        if statistics is not None:
+            datamodule.load_state_dict(statistics)
+        if CUBE_KEY in checkpoint:
+            self.meet_cube()
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """The parameters that the optimiser sees."""
@@ -113,3 +138,9 @@ def fixed_noise(like: Tensor, seed: int) -> Tensor:
     """Standard normal noise of a tensor's shape, the same at each call and on each device."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(like.shape, generator=generator).to(like)
+
+
+def _describe(trainer: Any) -> dict[str, Any] | None:
+    """Description of the cube of a trainer's data module, if it has one."""
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    return datamodule.description() if hasattr(datamodule, "description") else None

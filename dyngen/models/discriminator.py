@@ -83,7 +83,8 @@ class TimeConsistencyDiscriminator(CubeModule):
         self.noise = noise or LogNormalNoise(-0.5, 1.4)
         self.denoiser: Denoiser | None = None
         self.image_source: dict[str, Any] = {}
-        if image_model is not None:
+        self._image_model = image_model
+        if image_model is not None and Path(image_model).exists():  # else in the checkpoint
             self._adopt(*open_image_model(image_model))
         # In a list, so that the reference's weights are not in this model's checkpoints.
         self._reference: list[Any] = [] if reference is None else [load_model(reference)]
@@ -105,18 +106,28 @@ class TimeConsistencyDiscriminator(CubeModule):
         return self
 
     def setup(self, stage: str) -> None:
-        """Check that there is an image model and that it was trained on the same cube.
+        """Check that there is an image model, here or in the checkpoint to be restored.
 
         Raises:
-            ValueError: If there is no image model, or its frames were normalised otherwise.
-            DataError: If it was trained on other variables or another grid.
+            ValueError: If there is none.
         """
-        if self.denoiser is None:
+        if self.denoiser is None and self._trainer is not None and self.trainer.ckpt_path is None:
+            if self._image_model is not None:
+                self._adopt(*open_image_model(self._image_model))
+                return
             raise ValueError(
                 "The discriminator has no image model; set model.init_args.image_model to a "
                 "checkpoint of ImageDDPM or the folder of a diffusers U-Net."
             )
-        super().setup(stage)
+
+    def meet_cube(self) -> None:
+        """Check besides that the image model was trained on the same cube.
+
+        Raises:
+            ValueError: If its frames were normalised otherwise.
+            DataError: If it was trained on other variables or another grid.
+        """
+        super().meet_cube()
         cube = self.image_source.get(CUBE_KEY)
         if cube is not None and self.cube is not None:
             check_compatible(cube, self.cube)
