@@ -52,10 +52,12 @@ def test_gradient_guidance_is_the_guided_sampler(
     frames, figures = sampler(fields, scale=scale, interval=interval)(before, noise())
     assert frames.shape == (3, 1, 1, 4, 4)
     term = discriminator_guidance(partial(fields.logit, history=before), scale, interval)
-    x = 20.0 * noise()(before[:, -1])
-    if interval[1] > 20:  # guided from the first noise level on: it starts from the last frame
-        x = before[:, -1] + x
-    torch.testing.assert_close(frames[:, 0], heun(guide(fields.denoise, [term]), x, grid(6)))
+    guided, draw = guide(fields.denoise, [term]), noise()
+    x = 20.0 * draw(before[:, -1])
+    if interval[1] > 20:  # guided from the first noise level on: it starts from an estimate
+        estimate = guided(before[:, -1] + x, torch.tensor(20.0))
+        x = estimate + 20.0 * draw(before[:, -1])
+    torch.testing.assert_close(frames[:, 0], heun(guided, x, grid(6)))
     assert figures["denoiser_evaluations"].tolist() == [11.0] * 3  # two a step, one in the last
     levels = grid(6)[:-1]
     inside = ((levels >= interval[0]) & (levels <= interval[1])).double()
