@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import product
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from dyngen.diffusion.denoiser import Denoiser, Parameterisation
 from dyngen.diffusion.guidance import discriminator_guidance, guide
 from dyngen.diffusion.noise import edm_sigmas
 from dyngen.diffusion.particles import (
@@ -314,3 +316,31 @@ def test_every_choice_of_options_runs_in_single_precision(faint: AutoregressiveF
         assert samples.shape == (2, 1, 2, 2)
         assert bool(samples.isfinite().all())
         assert sizes.shape == (4, 2)
+
+
+@pytest.mark.parametrize("parameterisation", get_args(Parameterisation))
+def test_particles_cannot_tell_the_parameterisations_apart(
+    parameterisation: Parameterisation,
+    faint: AutoregressiveFields,
+    exact_denoiser: Callable[..., Denoiser],
+    standard_normal: Source,
+) -> None:
+    history = faint.simulate(2, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    repeated = history.repeat_interleave(6, 0)
+    sigmas = edm_sigmas(12)
+    through_network, exact = (
+        sample_with_particles(
+            denoiser,
+            lambda x, sigma: faint.logit(x, sigma, repeated),
+            sigmas[0] * standard_normal(0)(repeated[:, 0]),
+            sigmas,
+            particles=6,
+            scale=0.5,
+            threshold=0.8,
+            noise=standard_normal(3),
+            uniform=uniforms(1),
+        )
+        for denoiser in (exact_denoiser(faint, parameterisation), faint.denoise)
+    )
+    for ours, expected in zip(through_network, exact, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-7, atol=1e-7)
