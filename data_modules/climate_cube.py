@@ -254,13 +254,13 @@ class ClimateCubeDataModule(LightningDataModule):
         return self._loader("train", shuffle=True)
 
     def val_dataloader(self) -> WindowLoader | list[Any]:
-        """All windows of the validation split in order; nothing without such a split."""
+        """All windows of the validation split, scattered; nothing without such a split."""
         self.setup()
-        return self._loader("validate") if "validate" in self.splits else []
+        return self._loader("validate", scatter=True) if "validate" in self.splits else []
 
     def test_dataloader(self) -> WindowLoader:
-        """All windows of the test split in order."""
-        return self._loader("test")
+        """All windows of the test split, always in the same scattered order."""
+        return self._loader("test", scatter=True)
 
     def predict_dataloader(self) -> WindowLoader:
         """All windows of the test split in order."""
@@ -348,7 +348,7 @@ class ClimateCubeDataModule(LightningDataModule):
         windows = Windows(chosen, -(-(stop - start) // self.frame_stride), 1, self.frame_stride)
         return self._read(windows, chosen.trajectories[0] + trajectory, start)
 
-    def _loader(self, name: str, shuffle: bool = False) -> WindowLoader:
+    def _loader(self, name: str, shuffle: bool = False, scatter: bool = False) -> WindowLoader:
         split, cube = self.split(name), self.cube
         windows = Windows(split, self.window_length, self.window_stride, self.frame_stride)
         group_frames = max(self.shuffle_buffer * 2**20 // cube.frame_bytes, 1)
@@ -365,6 +365,7 @@ class ClimateCubeDataModule(LightningDataModule):
             self._batch,
             self.batch_size,
             shuffle=shuffle,
+            scatter=scatter,
             seed=self.seed,
             resident=self.in_memory,
             group_frames=group_frames,

@@ -51,8 +51,11 @@ class WindowLoader:
         batch: Makes a batch from a block, positions (B,) of windows in it and offsets (B, 2) of
             their crops.
         batch_size: Windows in a batch.
-        shuffle: Shuffle, and give full batches only; else all windows in order, in batches whose
-            sizes differ by one at most.
+        shuffle: Shuffle, and give full batches only; else all windows, in batches whose sizes
+            differ by one at most.
+        scatter: Without shuffling, put windows that are in memory together in one fixed random
+            order instead of their own: a batch of neighbours says little about a split, and one
+            has no negatives in it.
         seed: Names the shuffling.
         resident: Whether `read` gives a block that is in memory already; one group then.
         group_frames: Most frames in a group, unless one span has more.
@@ -73,6 +76,7 @@ class WindowLoader:
         batch_size: int,
         *,
         shuffle: bool = False,
+        scatter: bool = False,
         seed: int = 0,
         resident: bool = True,
         group_frames: int = 1,
@@ -83,7 +87,7 @@ class WindowLoader:
         world: int = 1,
     ) -> None:
         self.spans, self.read, self.batch = tuple(spans), read, batch
-        self.shuffle, self.seed, self.resident = shuffle, seed, resident
+        self.shuffle, self.scatter, self.seed, self.resident = shuffle, scatter, seed, resident
         self.group_frames, self.frame_bytes, self.offsets = group_frames, frame_bytes, offsets
         self.workers, self.rank, self.world = (0 if resident else workers), rank, world
         self.batch_size = min(batch_size, self.windows) if shuffle else batch_size
@@ -150,7 +154,7 @@ class WindowLoader:
 
     def groups(self, epoch: int) -> list[Group]:
         """The groups of an epoch in order; reads nothing."""
-        generator = np.random.default_rng([self.seed, epoch])
+        generator = np.random.default_rng([self.seed, epoch if self.shuffle else 0])
         spans = list(self.spans if self.resident else self.spans[self.rank :: self.world])
         if self.resident:
             order = self._order(spans, generator)[self.rank :: self.world]
@@ -169,7 +173,8 @@ class WindowLoader:
 
     def _order(self, spans: Sequence[Span], generator: np.random.Generator) -> np.ndarray:
         windows = sum(span.windows for span in spans)
-        return generator.permutation(windows) if self.shuffle else np.arange(windows)
+        mixed = self.shuffle or self.scatter
+        return generator.permutation(windows) if mixed else np.arange(windows)
 
     def _bounds(self) -> np.ndarray:
         """Where batches start and end in the order of an epoch."""

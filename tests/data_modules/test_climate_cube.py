@@ -46,10 +46,26 @@ def test_batches(make_cube, in_memory):
         assert sum(len(b["frames"]) for b in loader) == 18
 
 
+def test_evaluation_gives_every_window_scattered_and_always_alike(make_cube):
+    path = make_cube()
+    cube = ClimateCubeDataModule(path, window_length=3, batch_size=4, in_memory=True)
+
+    def starts(loader):
+        frames = torch.cat([batch["frames"] for batch in loader])
+        return [tuple(window[0]) for window in places(cube, frames)]
+
+    loader = cube.test_dataloader()
+    first, again = starts(loader), starts(loader)
+    assert first == again == starts(cube.test_dataloader())
+    in_order = starts(cube.predict_dataloader())
+    assert in_order == sorted(in_order) != first
+    assert sorted(first) == in_order
+
+
 def test_time_is_seconds_in_the_cubes_calendar(make_cube):
     times = xr.date_range("2000-02-27", periods=20, calendar="noleap", use_cftime=True)
     cube = ClimateCubeDataModule(make_cube(times=times))
-    time = next(iter(cube.test_dataloader()))["time"]
+    time = next(iter(cube.predict_dataloader()))["time"]
     assert (time[:, 1] - time[:, 0] == 86400).all()
     assert time[0, 0] == (30 * 365 + 31 + 26) * 86400
 

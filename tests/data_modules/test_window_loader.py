@@ -31,8 +31,8 @@ PATHS = [
 class SmallGroups(ClimateCubeDataModule):
     """Spans of 12 frames and groups of 50, so that a small cube has several of both."""
 
-    def _loader(self, name: str, shuffle: bool = False) -> WindowLoader:
-        loader = super()._loader(name, shuffle)
+    def _loader(self, name: str, shuffle: bool = False, scatter: bool = False) -> WindowLoader:
+        loader = super()._loader(name, shuffle, scatter)
         if not self.in_memory:
             split = self.split(name)
             windows = Windows(split, self.window_length, self.window_stride, self.frame_stride)
@@ -74,9 +74,11 @@ def test_an_epoch_has_each_window_once(make_cube, options):
 
 
 @pytest.mark.parametrize("options", PATHS)
-def test_evaluation_is_in_order_and_complete(make_cube, options):
+def test_prediction_is_in_order_and_evaluation_is_complete(make_cube, options):
     cube = module(make_cube(), **options)
-    loader = cube.test_dataloader()
+    everything = [w for batch in cube.test_dataloader() for w in windows(cube, batch)]
+    assert sorted(everything) == [(7, s, s + 1, s + 2) for s in range(18)]
+    loader = cube.predict_dataloader()
     batches = [windows(cube, batch) for batch in loader]
     assert [w for b in batches for w in b] == [(7, s, s + 1, s + 2) for s in range(18)]
     assert {len(batch) for batch in batches} == {6}  # 18 in 3, none left with a rest
