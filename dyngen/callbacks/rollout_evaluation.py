@@ -122,6 +122,7 @@ class RolloutEvaluation(Callback):
         if batch_idx + 1 == int(trainer.num_test_batches[dataloader_idx]):
             self.measure(trainer, pl_module, "test")
 
+    @torch.inference_mode(False)  # Lightning's own mode, in which no gradient can guide
     @torch.no_grad()
     def measure(self, trainer: Trainer, model: LightningModule, split: str) -> dict[str, Any]:
         """Roll out, score, log and write; the summary is returned.
@@ -245,7 +246,8 @@ class _World:
     def histories(self, initials: int, length: int) -> tuple[Tensor, np.ndarray]:
         """Normalised histories (N, length, C, H, W), and the times (N,) of their last frames."""
         frames, times = self._windows(initials)
-        return frames[:, self.history - length : self.history], times[:, self.history - 1]
+        given = frames[:, self.history - length : self.history].clone()
+        return given, times[:, self.history - 1]
 
     def field(self, initial_times: np.ndarray) -> Field:
         """What a rollout from these times is made of."""
