@@ -136,6 +136,8 @@ def _quieten() -> None:
         ".*ckpt_path=\"last\".*there is no last checkpoint.*",
         ".*`ckpt_path=.last.` is set, but there is no last checkpoint.*",
         ".*Precision bf16-mixed is not supported.*",
+        ".*module\\(s\\) in eval mode at the start of training.*",  # the frozen image model
+        ".*loading a checkpoint outside the 'fit' stage.*",
     ):
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

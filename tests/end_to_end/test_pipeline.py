@@ -1,0 +1,198 @@
+"""From nothing to a report, through the command line, on a world small enough for a test."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import xarray as xr
+import yaml
+
+from dyngen.cli import main, run
+from dyngen.models import TimeConsistencyDiscriminator
+from dyngen.models.checkpoints import load_model, read_checkpoint
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENT = ROOT / "experiments" / "turbulence"
+SMALL_NETWORK = {"widths": [8, 16], "patch": 1}
+EVALUATION = {
+    "initial_states": 3,
+    "members": 3,
+    "leads": 3,
+    "free_run_steps": 12,
+    "free_run_members": 2,
+    "systems": {"guided": {"steps": 3, "sigma_max": 2.0}, "unguided": {"steps": 3, "scale": 0.0}},
+}
+
+
+def shrunk(name: str, folder: Path, steps: int) -> Path:
+    """An experiment that ships with the repository, with a smaller network and fewer steps."""
+    config = yaml.safe_load((EXPERIMENT / f"{name}.yaml").read_text())
+    arguments = config["model"]["init_args"]
+    network = arguments["network" if name == "image" else "discriminator"]
+    network["init_args"] |= SMALL_NETWORK
+    config["data"]["init_args"]["batch_size"] = 4
+    config["trainer"] |= {
+        "max_steps": steps,
+        "limit_val_batches": 1,
+        "limit_test_batches": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    for callback in config["trainer"]["callbacks"]:
+        if callback["class_path"].endswith("ModelCheckpoint"):
+            callback["init_args"]["every_n_train_steps"] = 1
+        if callback["class_path"].endswith("RolloutEvaluation"):
+            callback["init_args"] |= EVALUATION
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a small cube and a hardly trained image model."""
+    folder = tmp_path_factory.mktemp("run")
+    run(
+        ["simulate", "turbulence", "--out", str(folder / "cube.zarr")]
+        + ["--trajectories", "8", "--frames", "24", "--progress", "false"]
+        + ["--parameters.spin_up", "4", "--parameters.resolution", "24"]
+        + ["--parameters.output_resolution", "16"]
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DYNGEN_RUN", str(folder))
+        run(["fit", "--config", str(shrunk("image", folder, 6))])
+    return folder
+
+
+@pytest.fixture
+def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DYNGEN_RUN", str(world))
+    return world
+
+
+@pytest.fixture(scope="module")
+def trained(world: Path) -> Path:
+    """The discriminator's checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DYNGEN_RUN", str(world))
+        run(["fit", "--config", str(shrunk("discriminator", world, 6))])
+    return world / "discriminator" / "checkpoints" / "last.ckpt"
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    checkpoint: dict[str, Any] = read_checkpoint(path)
+    return checkpoint["state_dict"] | {
+        f"current.{name}": value for name, value in checkpoint["current_model_state"].items()
+    }
+
+
+def test_a_run_that_is_cut_short_and_resumed_ends_with_the_same_weights(
+    here: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = str(shrunk("discriminator", tmp_path, 6))
+    fit = ["fit", "--config", config, "--trainer.logger.init_args.version", "cut"]
+    step: Callable[..., Any] = TimeConsistencyDiscriminator.training_step
+
+    def power_cut(self: TimeConsistencyDiscriminator, *args: Any) -> Any:
+        if self.global_step == 3:
+            raise RuntimeError("the power is cut")
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TimeConsistencyDiscriminator, "training_step", power_cut)
+        with pytest.raises(RuntimeError, match="the power is cut"):
+            run(fit)
+    last = here / "cut" / "checkpoints" / "last.ckpt"
+    assert read_checkpoint(last)["global_step"] == 3
+    run(fit)
+    assert read_checkpoint(last)["global_step"] == 6
+    resumed, straight = weights(last), weights(trained)
+    assert resumed.keys() == straight.keys()
+    for name, value in straight.items():
+        assert torch.equal(resumed[name], value), name
+
+
+def test_a_run_with_other_settings_is_not_continued(
+    here: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(shrunk("discriminator", tmp_path, 6))
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", config, "--model.init_args.learning_rate", "0.5"])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "holds a run with model.init_args.learning_rate = 0.001, not 0.5" in said
+
+
+def test_the_evaluation_writes_scores_of_every_system(
+    here: Path, trained: Path, tmp_path: Path
+) -> None:
+    config = str(shrunk("discriminator", tmp_path, 6))
+    run(["test", "--config", config, "--ckpt_path", str(trained)])
+    summary = json.loads((here / "summary.json").read_text())
+    systems = {"guided", "unguided", "persistence", "climatology"}
+    assert set(summary["crps"]) == systems
+    assert all(set(leads) == {"1", "2", "3"} for leads in summary["crps"].values())
+    for key in ("spread_skill", "bias", "std_ratio", "log_spectral_distance_db"):
+        assert {"guided", "unguided"} <= set(summary[key])
+    assert {"truth", "guided"} <= set(summary["autocorrelation"])
+    assert summary["free_run"]["guided"]["steps"] == 12
+    with xr.open_dataset(here / "scores.nc", engine="h5netcdf") as scores:
+        assert scores["crps"].dims == ("variable", "system", "lead")
+    report = (here / "report.html").read_text()
+    assert "guided" in report
+    assert "http://" not in report.replace("http://www.w3.org", "")
+    # Persistence by hand: the truth of the rollouts' own initial states.
+    with xr.open_zarr(here / "rollouts" / "test" / "guided_forecast.zarr") as rollout:
+        assert dict(rollout["vorticity"].sizes) == dict(initial=3, member=3, lead=3, y=16, x=16)
+        assert rollout["vorticity"].notnull().all()
+    events = [f.stat().st_size for f in (here / "discriminator").glob("events*")]
+    assert max(events) > 20_000  # figures are among the scalars
+
+
+def test_a_rollout_from_the_checkpoint_alone_goes_on_and_is_extended(
+    here: Path, trained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "rollout.zarr"
+    options = ["rollout", "--model", str(trained), "--data.path", str(here / "cube.zarr")]
+    options += ["--out", str(out), "--initial_states", "2", "--members", "3"]
+    options += ["--sampling.steps", "3", "--sampling.sigma_max", "2", "--progress", "false"]
+    run([*options, "--steps", "2"])
+    run([*options, "--steps", "4"])
+    straight = tmp_path / "straight.zarr"
+    run([str(straight) if o == str(out) else o for o in options] + ["--steps", "4"])
+    one, two = xr.open_zarr(out), xr.open_zarr(straight)
+    assert one["vorticity"].shape == (2, 3, 4, 16, 16)
+    xr.testing.assert_equal(one, two)
+
+
+def test_a_checkpoint_of_another_cube_is_refused_in_one_sentence(
+    here: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.zarr"
+    with xr.open_zarr(here / "cube.zarr") as cube:
+        smaller = cube.isel(x=slice(0, 8)).load()
+        renamed = cube.rename(vorticity="speed").load()
+    for changed, words in ((smaller, "shape (16, 16)"), (renamed, "vorticity")):
+        for variable in changed.variables.values():
+            variable.encoding = {}
+        changed.to_zarr(other, mode="w", consolidated=False)
+        with pytest.raises(SystemExit):
+            main(
+                ["rollout", "--model", str(trained), "--data.path", str(other)]
+                + ["--out", str(tmp_path / "none.zarr"), "--initial_states", "2"]
+            )
+        said = [line for line in capsys.readouterr().err.splitlines() if "computing" not in line]
+        assert len(said) == 1
+        assert words in said[0]
+        assert not (tmp_path / "none.zarr").exists()
+
+
+def test_a_checkpoint_says_all_that_it_needs(trained: Path) -> None:
+    model = load_model(trained)
+    assert isinstance(model, TimeConsistencyDiscriminator)
+    assert model.denoiser is not None
+    assert model.cube is not None
+    assert list(model.cube["variables"]) == ["vorticity"]
+    assert model.cube["normalisation"]["std"][0] > 0
