@@ -213,7 +213,7 @@ table {{ border-collapse:collapse; width:100%; font-variant-numeric:tabular-nums
 caption {{ text-align:left; padding:10px 14px 0; font-weight:600 }}
 th, td {{ padding:8px 12px; text-align:right; white-space:nowrap }}
 thead th {{ color:var(--quiet); font-weight:500; border-bottom:1px solid var(--line);
-  font-size:12.5px }}
+  font-size:12.5px; white-space:normal; vertical-align:bottom; min-width:74px }}
 th:first-child {{ text-align:left; position:sticky; left:0; background:var(--card) }}
 tbody tr + tr > * {{ border-top:1px solid var(--line) }}
 tr.truth > *, tr.persistence > *, tr.climatology > * {{ color:var(--quiet); font-weight:400 }}
