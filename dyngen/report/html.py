@@ -123,7 +123,7 @@ def figure_svg(name: str, figure: Figure) -> str:
     with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
         figure.savefig(file, format="svg", facecolor="none", metadata={"Date": None})
     text = file.getvalue()
-    text = text[text.index("<svg") :]
+    text = re.sub("<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     for before in ('id="', 'xlink:href="#', "url(#"):  # one page, many figures
         text = text.replace(before, f"{before}{name}-")
     for colour in DARK_PAGE:
