@@ -133,7 +133,7 @@ def _quieten() -> None:
         ".*LightningCLI's args parameter is intended.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*smaller than the logging interval.*",
-        ".*ckpt_path=\"last\".*there is no last checkpoint.*",
+        '.*ckpt_path="last".*there is no last checkpoint.*',
         ".*`ckpt_path=.last.` is set, but there is no last checkpoint.*",
         ".*Precision bf16-mixed is not supported.*",
         ".*module\\(s\\) in eval mode at the start of training.*",  # the frozen image model

@@ -5,18 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
-import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from omegaconf import OmegaConf
 
 from dyngen.callbacks.progress import TrainingProgress
 from dyngen.options import OptionParser
 
-# What may differ between a run and its continuation.
-FREE = ("ckpt_path", "config", "weights_only", "trainer.enable_", "trainer.max_time")
+# What decides the weights: a run is continued with the same only.
+DECIDE = (
+    "seed_everything",
+    "model.",
+    "data.",
+    "trainer.precision",
+    "trainer.gradient_clip",
+    "trainer.accumulate_grad_batches",
+    "trainer.limit_train_batches",
+)
+FREE = ("data.init_args.num_workers", "data.init_args.in_memory", "data.init_args.shuffle_buffer")
 
 
 class ExperimentParser(OptionParser, LightningArgumentParser):
@@ -67,6 +76,8 @@ class ExperimentCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse to continue a run with other settings."""
+        if self.subcommand != "fit":  # each keeps its own: that of `fit` is what is gone on with
+            self.save_config_kwargs["config_filename"] = f"{self.subcommand}.yaml"
         settings = self.config[self.subcommand]
         if self.subcommand != "fit" or settings.get("ckpt_path") != "last":
             return
@@ -78,10 +89,12 @@ class ExperimentCLI(LightningCLI):
         if not (folder / "checkpoints" / "last.ckpt").exists():
             return
         self._dump_config()
-        there = _flat(yaml.safe_load((folder / "config.yaml").read_text()))
+        saved = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        there = _flat(cast(dict[str, Any], saved))
         now = _flat(self.config_dump)
         for key in now:
-            if not key.startswith(FREE) and there.get(key) != now[key]:
+            decides = key.startswith(DECIDE) and key not in FREE
+            if decides and there.get(key) != now[key]:
                 raise ValueError(
                     f"{folder} holds a run with {key} = {there.get(key)}, not {now[key]}: go on "
                     "with that, delete the folder to start anew, or choose another one with "

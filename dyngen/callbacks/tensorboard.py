@@ -57,7 +57,7 @@ def add_gif(writer: SummaryWriter, tag: str, gif: bytes, step: int) -> None:
         width, height = image.size
     picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
     summary = Summary(value=[Summary.Value(tag=tag, image=picture)])
-    writer._get_file_writer().add_summary(summary, step)  # type: ignore[no-untyped-call]
+    writer._get_file_writer().add_summary(summary, step)
 
 
 def _flat(scores: Mapping[str, Any]) -> dict[str, float]:

@@ -62,7 +62,9 @@ def test_a_typo_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert said == (
         "dyngen: there is no option --trainer.max_step; did you mean '--trainer.max_steps'?"
     )
-    said = answer(capsys, "rollout", "--model", "a", "--data.path", "b", "--out", "c", "--membres=2")
+    said = answer(
+        capsys, "rollout", "--model", "a", "--data.path", "b", "--out", "c", "--membres=2"
+    )
     assert said == "dyngen: there is no option --membres; did you mean '--members'?"
 
 
@@ -82,11 +84,9 @@ def test_a_cube_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_experiments_hold_only_what_differs_from_the_defaults_and_parse(path: Path) -> None:
     verb = "rollout" if path.stem == "rollout" else "fit"
-    done = subprocess.run(
-        [sys.executable, "-c", "from dyngen.cli import main; main()", verb]
-        + ["--config", str(path), "--print_config"],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+    program = [sys.executable, "-c", "from dyngen.cli import main; main()"]
+    arguments = [verb, "--config", str(path), "--print_config"]
+    done = subprocess.run([*program, *arguments], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     whole, given = yaml.safe_load(done.stdout), yaml.safe_load(path.read_text())
     assert set(given) <= set(whole)

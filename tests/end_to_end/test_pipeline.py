@@ -55,12 +55,10 @@ def shrunk(name: str, folder: Path, steps: int) -> Path:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with a small cube and a hardly trained image model."""
     folder = tmp_path_factory.mktemp("run")
-    run(
-        ["simulate", "turbulence", "--out", str(folder / "cube.zarr")]
-        + ["--trajectories", "8", "--frames", "24", "--progress", "false"]
-        + ["--parameters.spin_up", "4", "--parameters.resolution", "24"]
-        + ["--parameters.output_resolution", "16"]
-    )
+    simulate = ["simulate", "turbulence", "--out", str(folder / "cube.zarr"), "--progress", "false"]
+    simulate += ["--trajectories", "8", "--frames", "24", "--parameters.spin_up", "4"]
+    simulate += ["--parameters.resolution", "24", "--parameters.output_resolution", "16"]
+    run(simulate)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DYNGEN_RUN", str(folder))
         run(["fit", "--config", str(shrunk("image", folder, 6))])
@@ -178,11 +176,10 @@ def test_a_checkpoint_of_another_cube_is_refused_in_one_sentence(
         for variable in changed.variables.values():
             variable.encoding = {}
         changed.to_zarr(other, mode="w", consolidated=False)
+        rollout = ["rollout", "--model", str(trained), "--data.path", str(other)]
+        rollout += ["--out", str(tmp_path / "none.zarr"), "--initial_states", "2"]
         with pytest.raises(SystemExit):
-            main(
-                ["rollout", "--model", str(trained), "--data.path", str(other)]
-                + ["--out", str(tmp_path / "none.zarr"), "--initial_states", "2"]
-            )
+            main(rollout)
         said = [line for line in capsys.readouterr().err.splitlines() if "computing" not in line]
         assert len(said) == 1
         assert words in said[0]
