@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dyngen.demo import machine
+from dyngen.report.provenance import machine
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from dyngen.callbacks.terminal import score_tables
 from dyngen.cli import run
+from dyngen.report.provenance import machine
 
 STAGES = "stages.json"
 
@@ -138,6 +138,9 @@ def _finish(out: Path, console: Console) -> None:
     summary["machine"] = machine()
     path.write_text(json.dumps(summary, indent=2))
     console.print()
+    for table in score_tables(summary):
+        console.print(table)
+    console.print()
     console.print(_seconds_table(summary["seconds"]))
     console.print(f"\nscores  {path}\nreport  [bold]{out / 'report.html'}[/]")
     console.print("curves  make tensorboard")
@@ -149,22 +152,3 @@ def _seconds_table(seconds: dict[str, float]) -> Table:
     for name, value in seconds.items():
         table.add_row(name.replace("_", " "), f"{value:.0f}")
     return table
-
-
-def machine() -> dict[str, str | int]:
-    """What the numbers were measured on."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [
-            line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = models[0].partition(":")[2].strip() if models else name
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "processor": name,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
-        "gpu": ", ".join(gpus) or "none",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }

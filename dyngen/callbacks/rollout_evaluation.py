@@ -7,6 +7,7 @@ import logging
 import shutil
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dyngen.callbacks.pictures import draw
 from dyngen.callbacks.tensorboard import log_evaluation
 from dyngen.report.evaluate import evaluate
 from dyngen.report.html import write_report
+from dyngen.report.provenance import machine
 from dyngen.report.summary import summarise
 from dyngen.rollout import Field, FrameSampler, RolloutError, open_rollout, write_rollout
 from dyngen.rollout.sampling import Sampling, frame_sampler, weights_digest
@@ -107,7 +109,7 @@ class RolloutEvaluation(Callback):
         last = batch_idx + 1 == int(trainer.num_val_batches[dataloader_idx])
         fitting = trainer.state.fn == "fit"
         if last and not trainer.sanity_checking and (self.during_fit or not fitting):
-            self.measure(trainer, pl_module, "validate")
+            self._measure_once(trainer, pl_module, "validate")
 
     def on_test_batch_end(
         self,
@@ -120,7 +122,13 @@ class RolloutEvaluation(Callback):
     ) -> None:
         """Measure after the last batch."""
         if batch_idx + 1 == int(trainer.num_test_batches[dataloader_idx]):
-            self.measure(trainer, pl_module, "test")
+            self._measure_once(trainer, pl_module, "test")
+
+    def _measure_once(self, trainer: Trainer, model: LightningModule, split: str) -> None:
+        """Measure in the first process, while the others wait."""
+        if trainer.is_global_zero:
+            self.measure(trainer, model, split)
+        trainer.strategy.barrier("rollout evaluation")
 
     @torch.inference_mode(False)  # Lightning's own mode, in which no gradient can guide
     @torch.no_grad()
@@ -183,9 +191,17 @@ class RolloutEvaluation(Callback):
         output.mkdir(parents=True, exist_ok=True)
         _write_netcdf(scores, output / "scores.nc")
         _write_text(output / "summary.json", json.dumps(summary, indent=2))
-        provenance = {"seconds": seconds, "seed": self.seed, "split": split}
+        provenance = {
+            "model": f"{type(model).__name__}, {trainer.ckpt_path or 'in training'}",
+            "systems": {name: asdict(how) for name, how in self.systems.items()},
+            "split": split,
+            "seed": self.seed,
+            "seconds": seconds,
+            "machine": machine(),
+        }
         write_report(output / "report.html", scores, summary, figures, animation, provenance)
         log_evaluation(trainer, summary, figures, animation)
+        log.info("scores in %s, report in %s", output / "summary.json", output / "report.html")
         return summary
 
     def _roll_out(
