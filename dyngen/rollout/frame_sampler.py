@@ -4,7 +4,7 @@ A frame sampler is called as ``sampler(history, noise, **conditioning)`` with ``
 (B, k, C, H, W), normalised, and gives the next n frames (B, n, C, H, W) and figures about them.
 `GuidedFrameSampler` is the method of Hess et al. 2025 (arXiv 2505.09089): an unconditional image
 model, made conditional by a discriminator's logit. `ConditionalFrameSampler` is what it is compared
-with: a denoiser that is given the history itself.
+with: a denoiser that is given the history itself, of one frame or of a block of frames.
 
 Sampling starts at a finite noise level sigma_max, where the law of the next frame given the history
 is ``N(m, sigma_max^2 + s^2)`` with m its mean and s its spread. A start from noise alone leaves m
@@ -13,7 +13,9 @@ but at each frame, which in a long rollout of a slow process takes away a tenth 
 Where the history counts at the first noise level the start is therefore an estimate of m plus
 noise: that of the guided denoiser, for the last frame with noise. The error that remains is
 ``(m - last) (s / sigma_max)^3``, so that sigma_max need be no more than a few s: far fewer noise
-levels than from where images begin.
+levels than from where images begin. A block starts likewise from the last frame n times over; its m
+and s are those of all n frames together, where what they have in common has up to n times the
+variance of one, so that sigma_max is to be chosen by the spread of the last frame and more.
 """
 
 from __future__ import annotations
@@ -219,19 +221,26 @@ class GuidedFrameSampler:
 class ConditionalFrameSampler:
     """A denoiser that is given the history, as a frame sampler.
 
+    With an overlap each call keeps the first ``frames - overlap`` of the frames that it denoised,
+    and the next call samples the others anew: frames are then never far from their history, for
+    ``frames / (frames - overlap)`` times the cost. The law of a rollout of exact parts is the same.
+
     Args:
-        denoiser: ``(x, sigma, history=..., **conditioning) -> denoised``; history (B, k, C, H, W).
+        denoiser: ``(x, sigma, history=..., **conditioning) -> denoised``, history (B, k, C, H, W);
+            x is (B, C, H, W) where frames is 1, and (B, frames, C, H, W) where it is more.
         sigmas: (steps + 1,) noise levels, descending and ending in 0.
         history_length: k.
+        frames: how many the denoiser makes at a time.
+        overlap: how many of them the next call makes anew.
         sampler: a name in `SAMPLERS`.
         options: further arguments of the sampler.
         autocast: a lower precision for the network, or None.
 
     Raises:
-        ValueError: for an unknown sampler or noise levels that are not a grid.
+        ValueError: for an unknown sampler, noise levels that are not a grid, or an overlap that
+            leaves no frame.
     """
 
-    block_length = 1
     diagnostic_names: tuple[str, ...] = ()
 
     def __init__(
@@ -240,14 +249,23 @@ class ConditionalFrameSampler:
         sigmas: Tensor,
         *,
         history_length: int,
+        frames: int = 1,
+        overlap: int = 0,
         sampler: str = "heun",
         options: Mapping[str, Any] | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         check_sigmas(sigmas)
+        if not 0 <= overlap < frames:
+            raise ValueError(
+                f"overlap = {overlap} must lie between 0 and {frames - 1}: of the {frames} frames "
+                "that are denoised together at least one is kept."
+            )
         self.denoiser = denoiser
         self.sigmas = sigmas
         self.history_length = history_length
+        self.frames = frames
+        self.block_length = frames - overlap
         self.sampler, self.options = _choose_sampler(sampler, options or {}, particles=1)
         self.autocast = autocast
 
@@ -255,14 +273,31 @@ class ConditionalFrameSampler:
     def __call__(
         self, history: Tensor, noise: FrameNoise, **conditioning: Tensor
     ) -> tuple[Tensor, Diagnostics]:
-        """The next frame (B, 1, C, H, W), given (B, k, C, H, W), and the evaluations it took."""
+        """The next frames.
+
+        Args:
+            history: (B, k, C, H, W) normalised, oldest first.
+            noise: random numbers of this step, one row per row of the batch.
+            conditioning: handed to the denoiser, each tensor (B, ...).
+
+        Returns:
+            frames (B, block_length, C, H, W) like the history, and the evaluations (B,) of the
+            denoiser that each call took.
+
+        Raises:
+            ValueError: if the history is not (B, history_length, C, H, W).
+        """
         _check_history(history, self.history_length)
         denoiser = _Counted(partial(self.denoiser, history=history, **conditioning))
+        last = history[:, -1]
+        if self.frames > 1:
+            last = last[:, None].expand(-1, self.frames, -1, -1, -1)
         with _autocast(self.autocast, history.device):
-            x = _near(denoiser, history[:, -1], self.sigmas[0], noise)
-            frames = SAMPLERS[self.sampler](denoiser, x, self.sigmas, noise=noise, **self.options)
+            x = _near(denoiser, last, self.sigmas[0], noise)
+            block = SAMPLERS[self.sampler](denoiser, x, self.sigmas, noise=noise, **self.options)
         calls = torch.full((len(x),), float(denoiser.calls), device=x.device)
-        return frames.to(history.dtype)[:, None], {"denoiser_evaluations": calls}
+        block = block.to(history.dtype).reshape(len(x), self.frames, *history.shape[2:])
+        return block[:, : self.block_length], {"denoiser_evaluations": calls}
 
     def description(self) -> dict[str, Any]:
         """Settings that decide the frames, besides the weights of the network."""
@@ -273,6 +308,8 @@ class ConditionalFrameSampler:
             "start": "estimate",
             "sigmas": self.sigmas.tolist(),
             "history_length": self.history_length,
+            "frames": self.frames,
+            "overlap": self.frames - self.block_length,
             "precision": str(self.autocast or "full"),
         }
 
@@ -280,7 +317,11 @@ class ConditionalFrameSampler:
 def _near(
     denoiser: Callable[..., Tensor], last: Tensor, sigma: Tensor, noise: FrameNoise
 ) -> Tensor:
-    """The denoiser's estimate of the next frame with fresh noise, at noise level sigma."""
+    """The denoiser's estimate of what follows with fresh noise, at noise level sigma.
+
+    Args:
+        last: what is taken for it before anything is known: the last frame, or n times that.
+    """
     level = sigma.to(last)
     estimate: Tensor = denoiser(last + level * noise(last), level)
     return estimate + level * noise(last)

@@ -28,6 +28,8 @@ class Sampling:
         interval: Noise levels at which the discriminator's gradient acts.
         particles: Particles per member, weighed by the discriminator; 1 is none.
         threshold: Resample a member's particles when fewer than this fraction are effective.
+        overlap: Frames at the end of each block that the next block samples anew; only models that
+            denoise blocks of several frames have any.
         options: Further arguments of the sampler, such as `churn` for heun or `eta` for ddim.
         precision: Of the networks: full or bf16.
 
@@ -44,6 +46,7 @@ class Sampling:
     interval: tuple[float, float] = (0.0, math.inf)
     particles: int = 1
     threshold: float = 0.5
+    overlap: int = 0
     options: dict[str, float] = field(default_factory=dict)
     precision: Literal["full", "bf16"] = "full"
 
@@ -61,7 +64,8 @@ def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
 
     Args:
         model: Anything with a `denoiser`. With a `logit` and a `history_length` it is guided by
-            that logit; with a `history_length` alone its denoiser is given the history; without
+            that logit; with a `history_length` alone its denoiser is given the history, and makes
+            `block_length` frames at a time, or one where there is no such attribute; without
             both, frames follow from nothing: an image model alone.
         sampling: The settings.
 
@@ -83,9 +87,16 @@ def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
             model.denoiser,
             sigmas,
             history_length=history,
+            frames=getattr(model, "block_length", 1),
+            overlap=sampling.overlap,
             sampler=name or "ddim",
             options=sampling.options,
             autocast=precision,
+        )
+    if sampling.overlap:
+        raise ValueError(
+            f"A {type(model).__name__} makes one frame at a time, which cannot overlap: leave "
+            f"overlap at 0, not {sampling.overlap}."
         )
     return GuidedFrameSampler(
         model.denoiser,

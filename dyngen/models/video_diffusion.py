@@ -1,0 +1,110 @@
+"""The video diffusion baseline: a conditional denoiser of blocks of frames, given past frames."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dyngen.diffusion.denoiser import Denoiser, Parameterisation, align
+from dyngen.diffusion.noise import LogNormalNoise, LogUniformNoise
+from dyngen.models.cube_module import VALIDATION_SIGMAS, CubeModule, fixed_noise, unless_given
+
+
+class VideoDiffusion(CubeModule):
+    """Denoising diffusion of n frames given the k before them (Ho et al. 2022, arXiv 2204.03458).
+
+    With n = 1 it is the autoregressive conditional model, what a guided image model is measured
+    against; with more the frames of a block are denoised together, all at one noise level. It is
+    trained, averaged, sampled and evaluated as the other models are.
+
+    Args:
+        network: A network `(scaled blocks, noise label, history) -> output` with `history_length`
+            and `block_length`, such as `VideoUNet`.
+        parameterisation: What the network predicts: edm, eps, v or x0.
+        noise: Distribution of the noise levels trained on; it must cover the sampling range.
+        sigma_data: Standard deviation of the normalised frames.
+        learning_rate: Peak learning rate.
+        warmup_steps: Steps of linear warm-up.
+        weight_decay: Weight decay of AdamW.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        parameterisation: Parameterisation = "edm",
+        noise: LogNormalNoise | LogUniformNoise | None = None,
+        sigma_data: float = 1.0,
+        learning_rate: float = 1e-3,
+        warmup_steps: int = 50,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(learning_rate, warmup_steps, weight_decay)
+        self.save_hyperparameters(ignore=unless_given("network", "noise"))
+        self.denoiser = Denoiser(network, parameterisation, sigma_data)
+        self.noise = noise or LogNormalNoise(-0.5, 1.4)
+
+    @property
+    def history_length(self) -> int:
+        """Number of past frames k that the network is given."""
+        return int(self.denoiser.network.history_length)  # type: ignore[arg-type]
+
+    @property
+    def block_length(self) -> int:
+        """Number of frames n that are denoised together."""
+        return int(self.denoiser.network.block_length)  # type: ignore[arg-type]
+
+    def denoise(self, noisy: Tensor, sigma: Tensor, history: Tensor) -> Tensor:
+        """The estimate of clean frames, like `noisy`.
+
+        Args:
+            noisy: Blocks (B, n, C, H, W) at sigma, or frames (B, C, H, W) where n is 1.
+            sigma: 0-d or (B,), one noise level for all frames of a block.
+            history: Clean past frames (B, k, C, H, W), oldest first.
+
+        Raises:
+            ValueError: If there are not n frames or not k past ones.
+        """
+        denoised: Tensor = self.denoiser(noisy, sigma, history=history)
+        return denoised
+
+    def forward(self, x: Tensor, sigma: Tensor, history: Tensor) -> Tensor:
+        """The same as `denoise`."""
+        return self.denoise(x, sigma, history)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Weighted denoising error of the batch's blocks, each at its own noise level."""
+        history, clean = self._split(batch)
+        sigma = self.noise.sample(len(clean), clean.device)
+        noisy = clean + align(sigma, clean) * torch.randn_like(clean)
+        error = (self.denoise(noisy, sigma, history) - clean).square().mean(dim=(1, 2, 3, 4))
+        loss = (self.denoiser.loss_weight(sigma) * error).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Log the denoising error at fixed noise levels, with the same noise each time."""
+        history, clean = self._split(batch)
+        noise = fixed_noise(clean, seed=batch_idx)
+        total = torch.zeros((), device=clean.device)
+        for level in VALIDATION_SIGMAS:
+            sigma = clean.new_full((len(clean),), level)
+            denoised = self.denoise(clean + level * noise, sigma, history)
+            error = (denoised - clean).square().mean()
+            total = total + error * self.denoiser.loss_weight(sigma).mean()
+            self.log(f"denoising_error/sigma_{level:g}", error)
+        self.log("validate/loss", total / len(VALIDATION_SIGMAS), prog_bar=True)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """The same figures as in validation, on the test split."""
+        self.validation_step(batch, batch_idx)
+
+    def _split(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Past frames (B, k, C, H, W) and the block (B, n, C, H, W) of each window."""
+        frames, past = batch["frames"], self.history_length
+        if frames.shape[1] != past + self.block_length:
+            raise ValueError(
+                f"The video model sees {past} past frames and a block of {self.block_length}, but "
+                f"windows have {frames.shape[1]} frames; set data.init_args.window_length to "
+                f"{past + self.block_length}."
+            )
+        return frames[:, :past], frames[:, past:]
