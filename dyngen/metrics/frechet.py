@@ -31,7 +31,7 @@ SAMPLES_PER_FEATURE = 2
 
 
 class Moments(NamedTuple):
-    """Number of samples (0-d), mean ``(D,)``, scatter ``sum (f - mean)(f - mean)^T`` ``(D, D)``, float64."""
+    """Of features: number of samples (0-d), mean ``(D,)``, scatter about it ``(D, D)``; float64."""
 
     samples: Tensor
     mean: Tensor
@@ -65,6 +65,8 @@ class Kernel(NamedTuple):
 
 def moments(features: Tensor) -> Moments:
     """Moments of a batch of features ``(N, D)``; without samples all are zero.
+
+    The scatter is ``sum (f - mean)(f - mean)^T``.
 
     Raises:
         ValueError: when features are not ``(N, D)``, or not finite.

@@ -225,7 +225,7 @@ def test_streaming_metrics_merge_like_one() -> None:
         part.update(real[30 * i : 30 * i + 30], real=True)
         part.update(fake[25 * i : 25 * i + 25], real=False)
     states = iter([[p.real for p in parts], [p.generated for p in parts]])
-    parts[0].sync(dist_sync_fn=lambda *_: next(states), distributed_available=lambda: True)
+    parts[0].sync(dist_sync_fn=lambda *_, **__: next(states), distributed_available=lambda: True)
     torch.testing.assert_close(parts[0].real, whole.real, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(parts[0].generated, whole.generated, rtol=1e-10, atol=1e-10)
     parts[0].unsync()
