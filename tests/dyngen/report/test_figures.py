@@ -1,0 +1,117 @@
+"""Figures are drawn of whatever scores there are, and show the scores themselves."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from dyngen.report.evaluate import evaluate
+from dyngen.report.figures import (
+    crps_by_lead,
+    field_limits,
+    field_panels,
+    hovmoller,
+    score_figures,
+    spectra,
+)
+
+BY_LEAD = ["crps", "spread_skill", "bias", "rank_histogram", "autocorrelation"]
+OF_FORECASTS = [*BY_LEAD, "increments", "spectrum"]
+OF_FREE_RUNS = [
+    "stability",
+    "free_autocorrelation",
+    "free_spectrum",
+    "free_values",
+    "free_bias_map",
+]
+
+
+def drawn(figure: Figure) -> np.ndarray:
+    figure.set_dpi(40)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+@pytest.fixture(scope="module")
+def two_variables(world: dict[str, Any]) -> xr.Dataset:
+    """Two variables in other units, without free runs and fewer initial states."""
+
+    def both(data: xr.Dataset) -> xr.Dataset:
+        data = data.isel(initial=slice(0, 6)) if "initial" in data.dims else data
+        warmer = (2 * data["vorticity"] + 290).assign_attrs(units="K")
+        return data.assign(temperature=warmer)
+
+    forecasts = {name: both(data) for name, data in world["forecasts"].items()}
+    plain = ("truth", "initial_frames", "reference", "training")
+    others: dict[str, Any] = {name: both(world[name]) for name in plain}
+    return evaluate(forecasts=forecasts, **others, bootstrap=20)
+
+
+def test_with_free_runs_all_figures_are_drawn(scores: xr.Dataset) -> None:
+    figures = score_figures(scores)
+    assert list(figures) == [*OF_FORECASTS, *OF_FREE_RUNS]
+    for figure in figures.values():
+        assert drawn(figure).std() > 5
+
+
+def test_without_free_runs_those_of_the_forecasts_are(two_variables: xr.Dataset) -> None:
+    for name in ("vorticity", "temperature"):
+        figures = score_figures(two_variables, name)
+        assert list(figures) == OF_FORECASTS
+        for figure in figures.values():
+            assert drawn(figure).std() > 5
+    label = score_figures(two_variables, "temperature")["crps"].axes[0].get_ylabel()
+    assert label == "fair CRPS (K)"
+    assert score_figures(two_variables)["crps"].axes[0].get_ylabel() == "fair CRPS (s-1)"
+
+
+def test_lines_are_the_scores(scores: xr.Dataset) -> None:
+    one = scores.sel(variable="vorticity")
+    axes = crps_by_lead(one).axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    systems = {"guided", "unguided", "persistence", "climatology"}
+    assert systems <= set(lines)
+    for system in systems:
+        expected = one["crps"].sel(system=system).values
+        np.testing.assert_array_equal(np.asarray(lines[system].get_ydata()), expected)
+    names = {text.get_text() for text in axes.texts}
+    assert names == systems  # every line carries its name
+    upper = {line.get_label(): line for line in spectra(one).axes[0].lines}
+    shown = np.asarray(upper["truth"].get_ydata())
+    expected = one["spectrum"].sel(system="truth").values[1 : len(shown) + 1]
+    np.testing.assert_array_equal(shown, expected)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_fields_and_slices_are_drawn(world: dict[str, Any], missing: bool) -> None:
+    truth = world["truth"]["vorticity"].isel(initial=0)
+    guided = world["forecasts"]["guided"]["vorticity"].isel(initial=0, member=0)
+    if missing:
+        truth = truth.copy()
+        truth.values[:, 3] = np.nan
+    systems = {"truth": truth, "guided": guided}
+    figure = field_panels(systems, leads=(1, 5, 99), label="vorticity")
+    panels = [axes for axes in figure.axes if axes.images]
+    assert len(panels) == 4  # two systems at the two leads that there are
+    np.testing.assert_array_equal(np.asarray(panels[3].images[0].get_array()), guided[4])
+    assert len({axes.images[0].get_clim() for axes in panels}) == 1
+    assert drawn(figure).std() > 5
+    slices = hovmoller({name: data.isel(lat=2) for name, data in systems.items()})
+    assert len([axes for axes in slices.axes if axes.images]) == 2
+    assert drawn(slices).std() > 5
+
+
+def test_limits_are_symmetric_around_zero_when_there_are_both_signs() -> None:
+    values = np.random.default_rng(0).normal(size=10_000)
+    low, high, _ = field_limits(values)
+    assert low == -high
+    assert (np.abs(values) <= high).mean() > 0.99
+    low, high, colours = field_limits(values**2)
+    assert 0 <= low < high
+    assert colours != field_limits(values)[2]
+    assert field_limits(np.full(3, np.nan))[:2] == (-1.0, 1.0)
+    assert field_limits(np.full(3, 5.0))[:2] == (5.0, 6.0)
