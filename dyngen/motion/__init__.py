@@ -1,0 +1,1 @@
+"""Motion: spectral volumes, softmax splatting, modal dynamics, loop-closure energy."""
