@@ -4,6 +4,7 @@ ARGS ?=
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= test,lint
+PIP_ARGS ?=
 RUN = runs/$(EXPERIMENT)
 export DYNGEN_RUN ?= $(RUN)
 
@@ -20,12 +21,13 @@ help:  ## show this help
 
 setup: $(READY)  ## make .venv with the versions of constraints.txt
 
-# The CPU build of PyTorch comes first where there is no GPU: the default one is gigabytes larger.
+# Without a GPU, `make setup PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu'` may
+# save gigabytes.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("dyngen needs Python 3.11 or newer: set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	@date +%s > .setup-started
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS) --editable '.[$(EXTRAS)]'
 	@echo "$$(( $$(date +%s) - $$(cat .setup-started) ))" > $@; rm -f .setup-started
 
 demo: $(READY)  ## data, training, rollouts, scores and report in runs/demo: 12 minutes on 2 cores
@@ -38,7 +40,7 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 $(DYNGEN_RUN)/cube.zarr: | $(READY)
-	$(DYNGEN) simulate $(EXPERIMENT) --out $@
+	$(DYNGEN) simulate $(EXPERIMENT) --config experiments/$(EXPERIMENT)/cube.yaml --out $@
 
 train-image: $(READY) | $(DYNGEN_RUN)/cube.zarr  ## train the image model, or go on with it
 	$(DYNGEN) fit --config experiments/$(EXPERIMENT)/image.yaml $(ARGS)

@@ -47,12 +47,12 @@ def demo(out: Path = Path("runs/demo"), experiment: Path = Path("experiments/tur
 
     Args:
         out: Folder of everything that the demo writes; delete it to start anew.
-        experiment: Folder with `image.yaml` and `discriminator.yaml`.
+        experiment: Folder with `cube.yaml`, `image.yaml` and `discriminator.yaml`.
 
     Raises:
         ValueError: If the experiment's files are not there.
     """
-    for name in ("image.yaml", "discriminator.yaml"):
+    for name in ("cube.yaml", "image.yaml", "discriminator.yaml"):
         if not (experiment / name).is_file():
             raise ValueError(
                 f"{experiment / name} does not exist; run the demo from the root of the repository "
@@ -60,7 +60,7 @@ def demo(out: Path = Path("runs/demo"), experiment: Path = Path("experiments/tur
             )
     os.environ["DYNGEN_RUN"] = str(out)
     out.mkdir(parents=True, exist_ok=True)
-    console = Console()
+    console = Console(soft_wrap=True)  # paths stay whole, to be copied
     console.print(f"[bold]dyngen demo[/] on {machine()['processor']}, into {out}")
     stages = _stages(out, experiment)
     for number, stage in enumerate(stages, 1):
@@ -75,14 +75,15 @@ def demo(out: Path = Path("runs/demo"), experiment: Path = Path("experiments/tur
 
 
 def _stages(out: Path, experiment: Path) -> list[Stage]:
-    cube = out / "cube.zarr"
+    cube, configuration = out / "cube.zarr", str(experiment / "cube.yaml")
+    afresh = ("--overwrite", "true")  # what is there when the stage is not done
     checkpoint = str(out / "discriminator" / "checkpoints" / "last.ckpt")
     discriminator = str(experiment / "discriminator.yaml")
     return [
         Stage(
             "simulate",
             "Make turbulence: a Zarr cube of forced two-dimensional Navier-Stokes",
-            ("simulate", "turbulence", "--out", str(cube), "--overwrite", "true"),
+            ("simulate", "turbulence", "--config", configuration, "--out", str(cube), *afresh),
             cube.exists,
         ),
         Stage(

@@ -83,9 +83,9 @@ def test_a_cube_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_experiments_hold_only_what_differs_from_the_defaults_and_parse(path: Path) -> None:
-    verb = "rollout" if path.stem == "rollout" else "fit"
+    verb = {"rollout": ["rollout"], "cube": ["simulate", "turbulence"]}.get(path.stem, ["fit"])
     program = [sys.executable, "-c", "from dyngen.cli import main; main()"]
-    arguments = [verb, "--config", str(path), "--print_config"]
+    arguments = [*verb, "--config", str(path), "--print_config"]
     done = subprocess.run([*program, *arguments], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     whole, given = yaml.safe_load(done.stdout), yaml.safe_load(path.read_text())

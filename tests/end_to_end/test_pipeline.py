@@ -193,3 +193,47 @@ def test_a_checkpoint_says_all_that_it_needs(trained: Path) -> None:
     assert model.cube is not None
     assert list(model.cube["variables"]) == ["vorticity"]
     assert model.cube["normalisation"]["std"][0] > 0
+
+
+def test_the_demo_is_interrupted_goes_on_and_repeats_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment, out = tmp_path / "experiment", tmp_path / "demo"
+    experiment.mkdir()
+    (experiment / "cube.yaml").write_text(
+        "trajectories: 8\nframes: 24\nprogress: false\n"
+        "parameters: {spin_up: 4, resolution: 24, output_resolution: 16}\n"
+    )
+    for name in ("image", "discriminator"):
+        shrunk(name, experiment, 3)
+    monkeypatch.setenv("DYNGEN_RUN", "elsewhere")
+    command = ["demo", "--out", str(out), "--experiment", str(experiment)]
+    step: Callable[..., Any] = TimeConsistencyDiscriminator.training_step
+
+    def interrupted(self: TimeConsistencyDiscriminator, *args: Any) -> Any:
+        if self.global_step == 2:
+            raise ValueError("somebody wants to stop")
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TimeConsistencyDiscriminator, "training_step", interrupted)
+        with pytest.raises(ValueError, match="somebody wants to stop"):
+            run(command)
+    stages = json.loads((out / "stages.json").read_text())
+    assert [name for name, stage in stages.items() if stage["done"]] == ["simulate", "train_image"]
+    image = out / "image" / "checkpoints" / "last.ckpt"
+    before = image.stat().st_mtime_ns
+    capsys.readouterr()
+    run(command)
+    said = capsys.readouterr().out
+    assert said.count("done before") == 2
+    assert image.stat().st_mtime_ns == before
+    assert "report.html" in said
+    assert "persistence" in said  # the table of scores
+    summary = json.loads((out / "summary.json").read_text())
+    trained = summary["seconds"]["train_discriminator"]
+    assert trained > stages["train_discriminator"]["seconds"] > 0  # both attempts count
+    assert set(summary["seconds"]) >= {"simulate", "train_image", "evaluate", "total"}
+    assert summary["machine"]["cores"] >= 1
+    run(command)
+    assert capsys.readouterr().out.count("done before") == 4
