@@ -60,14 +60,14 @@ def demo(out: Path = Path("runs/demo"), experiment: Path = Path("experiments/tur
             )
     os.environ["DYNGEN_RUN"] = str(out)
     out.mkdir(parents=True, exist_ok=True)
-    console = Console(soft_wrap=True)  # paths stay whole, to be copied
+    console = Console()
     console.print(f"[bold]dyngen demo[/] on {machine()['processor']}, into {out}")
     stages = _stages(out, experiment)
     for number, stage in enumerate(stages, 1):
         record = read_stages(out)
         heading = f"[bold]{number}/{len(stages)} {stage.title}[/]"
         if record.get(stage.name, {}).get("done") and stage.done():
-            console.print(f"{heading}: done before")
+            console.print(f"{heading}: done before", soft_wrap=True)
             continue
         console.print(f"\n{heading}\n[dim]$ dyngen {shlex.join(stage.arguments)}[/]")
         _timed(out, stage)
@@ -143,7 +143,7 @@ def _finish(out: Path, console: Console) -> None:
         console.print(table)
     console.print()
     console.print(_seconds_table(summary["seconds"]))
-    console.print(f"\nscores  {path}\nreport  [bold]{out / 'report.html'}[/]")
+    console.print(f"\nscores  {path}\nreport  [bold]{out / 'report.html'}[/]", soft_wrap=True)
     console.print("curves  make tensorboard")
 
 

@@ -19,9 +19,10 @@ def score_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
     """
     for name, scores in by_variable(summary).items():
         headings, rows = score_table(scores)
-        table = Table(*headings, title=name or None, box=None, pad_edge=False, title_justify="left")
+        table = Table(*headings, title=name or None, box=None, collapse_padding=True)
+        table.columns[0].no_wrap = True
         for column in table.columns[1:]:
-            column.justify = "right"
+            column.justify, column.min_width = "right", 5
         for row in rows:
             cells = (f"[bold green]{c.text}[/]" if c.best else c.text for c in row.cells)
             table.add_row(row.system, *cells)

@@ -97,7 +97,7 @@ def _columns(summary: Mapping[str, Any], leads: Sequence[int]) -> list[Column]:
     columns = [Column(f"CRPS {lead} ↓", abs, at("crps", lead)) for lead in leads]
     if leads:
         columns.append(
-            Column(f"spread/skill {leads[0]} →1", from_one, at("spread_skill", leads[0]))
+            Column(f"spread / skill {leads[0]} →1", from_one, at("spread_skill", leads[0]))
         )
     columns += [
         Column("lag-1 corr. →truth", from_truth, at("autocorrelation", 1)),
