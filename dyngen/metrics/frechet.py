@@ -112,6 +112,22 @@ def covariance(of: Moments) -> Tensor:
     return of.scatter / (of.samples - 1)
 
 
+def feature_scale(of: Moments) -> Tensor:
+    """Standard deviation of each feature ``(D,)``, in units of which others can be measured.
+
+    A feature that is constant, as the mean of a field that is conserved, counts as if it varied by
+    a hundredth of what the most variable one does.
+    """
+    spread = covariance(of).diagonal().clamp_min(0).sqrt()
+    floor = 0.01 * spread.max()
+    return spread.clamp_min(floor) if float(floor) > 0 else torch.ones_like(spread)
+
+
+def rescaled(of: Moments, scale: Tensor) -> Moments:
+    """Moments of the features divided by ``scale (D,)``."""
+    return Moments(of.samples, of.mean / scale, of.scatter / torch.outer(scale, scale))
+
+
 # Fréchet
 
 
@@ -296,7 +312,9 @@ def kernel_distance_of_subsets(
 class FrechetDistance(Metric):
     """Fréchet distance of generated samples from real ones, by features, batch by batch.
 
-    Moments are all that is kept, whatever the number of samples, and processes merge theirs.
+    Moments are all that is kept, whatever the number of samples, and processes merge theirs. The
+    features of an extractor with ``standardise = True`` are measured in standard deviations of the
+    real ones.
 
     Args:
         extractor: samples -> features ``(N, D)``, with a ``name``; see `dyngen.metrics.features`.
@@ -357,7 +375,11 @@ class FrechetDistance(Metric):
 
     def result(self) -> Frechet:
         """The distance with its parts, ranks and floor; of this process alone."""
-        return frechet_distance(_unpacked(self.generated), _unpacked(self.real), name=self.name)
+        generated, real = _unpacked(self.generated), _unpacked(self.real)
+        if getattr(self.extractor, "standardise", False):
+            scale = feature_scale(real)
+            generated, real = rescaled(generated, scale), rescaled(real, scale)
+        return frechet_distance(generated, real, name=self.name)
 
     def compute(self) -> Tensor:
         """The distance, 0-d float64."""
@@ -367,7 +389,8 @@ class FrechetDistance(Metric):
 class KernelDistance(Metric):
     """Unbiased kernel distance (KID) of generated samples from real ones, with its spread.
 
-    All features are kept, in the precision of the extractor.
+    All features are kept, in the precision of the extractor; they are measured as in
+    :class:`FrechetDistance`.
 
     Args:
         extractor: as in :class:`FrechetDistance`.
@@ -407,9 +430,14 @@ class KernelDistance(Metric):
 
     def compute(self) -> Kernel:
         """Mean over subsets and their standard deviation."""
+        generated, real = dim_zero_cat(self.generated), dim_zero_cat(self.real)
+        if getattr(self.extractor, "standardise", False):
+            scale = feature_scale(moments(real))
+            centre = real.double().mean(0)
+            generated, real = (generated - centre) / scale, (real - centre) / scale
         return kernel_distance_of_subsets(
-            dim_zero_cat(self.generated),
-            dim_zero_cat(self.real),
+            generated,
+            real,
             subsets=self.subsets,
             subset_size=self.subset_size,
             generator=torch.Generator().manual_seed(self.seed),
