@@ -144,6 +144,13 @@ def frechet_distance(first: Moments, second: Moments, *, name: str = "") -> Frec
     Raises:
         ValueError: when the numbers of features differ, or a sample has fewer than two.
     """
+    result = gaussian_distance(first, second)
+    warn_of_few_samples(result, first, second, name)
+    return result
+
+
+def gaussian_distance(first: Moments, second: Moments) -> Frechet:
+    """:func:`frechet_distance` without its warning."""
     if first.mean.shape != second.mean.shape:
         raise ValueError(
             f"a Fréchet distance needs the same features on both sides, not {len(first.mean)} "
@@ -153,13 +160,14 @@ def frechet_distance(first: Moments, second: Moments, *, name: str = "") -> Frec
     root_trace, ranks = trace_of_root(one, two)
     mean_part = (first.mean - second.mean).square().sum()
     covariance_part = (one.trace() + two.trace() - 2 * root_trace).clamp_min(0)
-    pooled = merge(first, second)
-    floor = sampling_floor(
-        (first.scatter + second.scatter) / (pooled.samples - 2).clamp_min(1),
-        float(first.samples),
-        float(second.samples),
-    )
-    result = Frechet(mean_part + covariance_part, mean_part, covariance_part, floor, ranks)
+    degrees = float(first.samples + second.samples) - 2
+    within = (first.scatter + second.scatter) / degrees
+    floor = sampling_floor(within, float(first.samples), float(second.samples))
+    return Frechet(mean_part + covariance_part, mean_part, covariance_part, floor, ranks)
+
+
+def warn_of_few_samples(result: Frechet, first: Moments, second: Moments, name: str = "") -> None:
+    """Log a warning when one side has fewer than two samples per feature."""
     fewest, dimension = int(min(first.samples, second.samples)), len(first.mean)
     if fewest < SAMPLES_PER_FEATURE * dimension:
         logger.warning(
@@ -168,11 +176,10 @@ def frechet_distance(first: Moments, second: Moments, *, name: str = "") -> Frec
             name or "Fréchet distance",
             fewest,
             dimension,
-            *ranks,
-            float(floor),
+            *result.ranks,
+            float(result.floor),
             float(result.distance),
         )
-    return result
 
 
 def trace_of_root(first: Tensor, second: Tensor) -> tuple[Tensor, tuple[int, int]]:

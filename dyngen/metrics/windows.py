@@ -19,10 +19,11 @@ from torchmetrics.utilities import dim_zero_cat
 from dyngen.metrics.frechet import (
     FrechetDistance,
     feature_scale,
-    frechet_distance,
+    gaussian_distance,
     moments,
     rescaled,
     score_name,
+    warn_of_few_samples,
 )
 
 SLIDING_FID_FRAMES = 30
@@ -138,9 +139,12 @@ def sliding_frechet(
     found = []
     for start in starts:
         window = slice(start, start + length)
-        ours = moments(generated[:, window].flatten(0, 1))
-        theirs = whole if everywhere else moments(real[:, window].flatten(0, 1))
-        found.append(frechet_distance(rescaled(ours, scale), rescaled(theirs, scale), name=name))
+        ours = rescaled(moments(generated[:, window].flatten(0, 1)), scale)
+        at_once = whole if everywhere else moments(real[:, window].flatten(0, 1))
+        theirs = rescaled(at_once, scale)
+        found.append(gaussian_distance(ours, theirs))
+        if start == 0:  # the others have as many samples
+            warn_of_few_samples(found[0], ours, theirs, name)
     return Curve(
         torch.tensor(starts),
         torch.stack([one.distance for one in found]),
