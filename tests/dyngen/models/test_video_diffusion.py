@@ -81,6 +81,31 @@ def test_the_loss_is_the_weighted_error_of_whole_blocks(n: int, logged: Log) -> 
     assert values["train/loss"] == loss.item()
 
 
+def test_noise_on_the_history_is_of_training_alone(logged: Log) -> None:
+    """With a level for each window, between nothing and what was asked for."""
+    video = model(3, history_noise=0.4)
+    values = logged(video)
+    seen: list[Tensor] = []
+    video.denoiser.network.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["history"]), with_kwargs=True
+    )
+    batch = {"frames": TinyCube(5).frames}
+    history = batch["frames"][:, :2]
+    video.training_step(batch, 0)
+    levels = (seen.pop() - history).flatten(1).std(1)
+    assert bool((levels > 0).all())
+    assert levels.max() < 0.45
+    assert 0.1 < levels.mean() < 0.3
+    assert levels.std() > 0.05
+    with torch.no_grad():
+        video.validation_step(batch, 0)
+    assert all(torch.equal(given, history) for given in seen)
+    assert len(seen) == len(VALIDATION_SIGMAS)
+    assert values["validate/loss"] > 0
+    with pytest.raises(ValueError, match=r"history_noise is -0\.1; it must not be negative"):
+        model(1, history_noise=-0.1)
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_validation_is_by_noise_level(n: int, logged: Log) -> None:
     video = model(n).eval()
