@@ -136,7 +136,7 @@ class _Mix(torch.autograd.Function):
         """``(sources, C)`` and ``(E,)`` to ``(targets, C)``."""
         ctx.save_for_backward(rows, weight)
         ctx.links = links
-        if links.offsets is not None:
+        if links.offsets is not None and rows.numel():  # a matrix without columns is refused
             return functional.embedding_bag(
                 links.source,
                 rows,
