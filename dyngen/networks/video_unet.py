@@ -24,9 +24,6 @@ class VideoUNet(nn.Module):
     added to the noise embedding. A block of one frame has no time to attend to: it is a `UNet2d`
     with the history as context, at that cost.
 
-    As in `UNetEnergy` the past frames are also added to the output, with weights that depend on
-    lead and noise level: where noise hides a frame its estimate is an extrapolation.
-
     Args:
         channels: Channels of a frame.
         history_length: Number of past frames k.
@@ -69,7 +66,6 @@ class VideoUNet(nn.Module):
         self.unet = UNet2d(
             channels, past, widths, blocks, attention, boundary, dropout, embedding, patch
         )
-        self.history_weights = cast(nn.Linear, zero_(nn.Linear(embedding, past)))
         if block_length > 1:
             self.unet.embedding = _FrameEmbedding(embedding, block_length)
             for stage in _stages(self.unet):
@@ -95,12 +91,9 @@ class VideoUNet(nn.Module):
                 f"network with block_length {self.block_length} and history_length "
                 f"{self.history_length}; give as many, or train one of these lengths."
             )
-        n = self.block_length
-        past = history.repeat_interleave(n, 0)  # (B n, k, C, H, W)
-        out = self.unet(frames.flatten(0, 1), label, past.flatten(1, 2)).to(x.dtype)
-        weights = self.history_weights(self.unet.embedding(label)).to(x.dtype)
-        weights = weights.unflatten(1, past.shape[1:3])[..., None, None]
-        return (out + (weights * past).sum(dim=1)).reshape(x.shape)
+        past = history.repeat_interleave(self.block_length, 0)  # (B n, k, C, H, W)
+        out: Tensor = self.unet(frames.flatten(0, 1), label, past.flatten(1, 2))
+        return out.reshape(x.shape)
 
 
 class TimeAttention(nn.Module):

@@ -129,26 +129,10 @@ def test_it_moves_with_its_input_along_periodic_axes_only() -> None:
             assert follows == (mode == "periodic")
 
 
-def test_past_frames_are_added_with_weights_of_their_own() -> None:
-    """What is left when the U-Net itself is silent: a linear map of the past, by noise level."""
-    network = awake(VideoUNet(2, 2, 3, WIDTHS, 1))
-    with torch.no_grad():
-        for parameter in network.unet.out.parameters():
-            parameter.zero_()
-    x, label, past = inputs()
-    out = network(x, label, past)
-    embedding = network.unet.embedding(label).view(2, 3, -1)
-    weights = network.history_weights(embedding).view(2, 3, 2, 2)  # (B, n, k, C)
-    torch.testing.assert_close(out, torch.einsum("bnkc,bkcyx->bncyx", weights, past))
-
-
 def test_a_block_of_one_is_a_unet_with_the_history_as_context() -> None:
     """The same numbers, for (B, C, H, W) and for (B, 1, C, H, W)."""
     video, image = awake(VideoUNet(2, 2, 1, WIDTHS, 1)), awake(UNet2d(2, 4, WIDTHS, 1))
     video.unet.load_state_dict(image.state_dict())
-    with torch.no_grad():
-        for parameter in video.history_weights.parameters():
-            parameter.zero_()
     x, label, past = inputs(1)
     expected = image(x[:, 0], label, past.flatten(1, 2))
     torch.testing.assert_close(video(x[:, 0], label, past), expected)
@@ -156,7 +140,7 @@ def test_a_block_of_one_is_a_unet_with_the_history_as_context() -> None:
 
 
 def test_a_block_of_one_costs_what_a_unet_does() -> None:
-    """To a thousandth, at the size of the turbulence experiment."""
+    """At the size of the turbulence experiment."""
     size: dict[str, Any] = {"widths": (64, 96, 128), "blocks": 1, "patch": 2}
     video, image = VideoUNet(1, 2, 1, **size).double(), UNet2d(1, 2, **size).double()
     x, label, past = inputs(1, channels=1, size=32)
@@ -165,7 +149,7 @@ def test_a_block_of_one_costs_what_a_unet_does() -> None:
         with FlopCounterMode(display=False) as counter:
             call()
         counts.append(counter.get_total_flops())
-    assert 0 <= counts[0] - counts[1] < 1e-3 * counts[1]
+    assert counts[0] == counts[1]
 
 
 def test_a_frame_of_a_block_costs_little_more() -> None:
