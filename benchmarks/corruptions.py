@@ -152,6 +152,7 @@ def measure(seed: int = 0) -> dict[str, Any]:
                 "monotone": all(a < b for a, b in itertools.pairwise(distances)),
             }
     return {
+        "command": "python -m benchmarks corruptions",
         "world": {"films": FILMS, "frames": FRAMES, "window": LENGTH, "seed": seed},
         "samples": {name: len(features) for name, features in of_real.items()},
         "features": {name: features.shape[1] for name, features in of_real.items()},
