@@ -153,9 +153,10 @@ def simulate(garden: Garden, clip: int = 0) -> Clip:
     places = _places(garden)
     opacities = torch.stack([layer.opacity(places) for layer in layers])  # (L, H, W)
     mask = _topmost(opacities)
+    reaches = [_reach(garden, opacity) for opacity in opacities]
     numbers = torch.arange(garden.frames + 1)
     parts = [
-        _draw(garden, layers, mask, places, part / garden.frames_per_second)
+        _draw(garden, layers, reaches, mask, places, part / garden.frames_per_second)
         for part in numbers.split(AT_ONCE)
     ]
     video, displacement, hidden = (torch.cat(x) for x in zip(*parts, strict=True))
@@ -176,21 +177,28 @@ def scene(garden: Garden, clip: int = 0) -> tuple[Layer, ...]:
 
 
 def _draw(
-    garden: Garden, layers: Sequence[Layer], mask: Tensor, places: Tensor, seconds: Tensor
+    garden: Garden,
+    layers: Sequence[Layer],
+    reaches: Sequence[tuple[slice, slice]],
+    mask: Tensor,
+    places: Tensor,
+    seconds: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Frames ``(N, 3, H, W)``, displacement ``(N, H, W, 2)`` and what is hidden ``(N, H, W)``."""
-    image = torch.zeros(len(seconds), *places.shape[:2], 3)
-    displacement = image.new_zeros(*image.shape[:3], 2)
-    opacities = []
-    for number, layer in enumerate(layers):
-        origin = _origin(layer, places[None], seconds)
+    size = (len(seconds), garden.height, garden.width)
+    image, displacement = torch.zeros(*size, 3), torch.zeros(*size, 2)
+    on_top = torch.zeros(size, dtype=torch.int64)
+    for number, (layer, (rows, columns)) in enumerate(zip(layers, reaches, strict=True)):
+        around = places[None, rows, columns]
+        origin = _origin(layer, around, seconds)
         opacity = layer.opacity(origin)
-        image = torch.lerp(image, layer.colour(origin), opacity[..., None])
-        opacities.append(opacity.expand(len(seconds), -1, -1))
-        here = layer.displacement(places[None], seconds)
-        displacement = torch.where((mask == number)[..., None], here, displacement)
+        part = image[:, rows, columns]
+        part.copy_(torch.lerp(part, layer.colour(origin), opacity[..., None]))
+        on_top[:, rows, columns].masked_fill_(opacity > 0.5, number)
+        here = layer.displacement(around, seconds)
+        part = displacement[:, rows, columns]
+        part.copy_(torch.where((mask[rows, columns] == number)[..., None], here, part))
     there = places + displacement
-    on_top = _topmost(torch.stack(opacities))  # (N, H, W)
     nearest = there.round().long()
     x, y = nearest.unbind(-1)
     inside = (x >= 0) & (x < garden.width) & (y >= 0) & (y < garden.height)
@@ -214,6 +222,17 @@ def _origin(layer: Layer, places: Tensor, seconds: Tensor) -> Tensor:
         if change < TOLERANCE:
             break
     return origin
+
+
+def _reach(garden: Garden, opacity: Tensor) -> tuple[slice, slice]:
+    """The rows and columns a layer may come to, from its opacity ``(H, W)`` at the start."""
+    spare = math.ceil(1.1 * garden.sway) + 2
+
+    def span(anywhere: Tensor) -> slice:
+        found = anywhere.nonzero().flatten().tolist() or [0]
+        return slice(max(found[0] - spare, 0), found[-1] + 1 + spare)
+
+    return span((opacity > 0).any(1)), span((opacity > 0).any(0))
 
 
 def _topmost(opacities: Tensor) -> Tensor:
