@@ -24,7 +24,7 @@ from dyngen.report.evaluate import evaluate
 from dyngen.report.html import write_report
 from dyngen.report.provenance import machine
 from dyngen.report.summary import summarise
-from dyngen.rollout import Field, FrameSampler, RolloutError, open_rollout, write_rollout
+from dyngen.rollout import Field, FrameSampler, OtherSettings, open_rollout, write_rollout
 from dyngen.rollout.sampling import Sampling, frame_sampler, weights_digest
 
 log = logging.getLogger(__name__)
@@ -233,8 +233,8 @@ class RolloutEvaluation(Callback):
                     progress=True,
                 )
                 return
-            except RolloutError:
-                if attempt or not path.exists():
+            except OtherSettings:
+                if attempt:
                     raise
                 log.info("%s is of another model or other settings: it is made anew", path)
                 shutil.rmtree(path)

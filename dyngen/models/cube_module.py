@@ -13,6 +13,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 
 from data_modules.climate_cube import check_compatible
+from dyngen.diffusion.denoiser import align
 
 CUBE_KEY = "cube"
 VALIDATION_SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
@@ -132,6 +133,20 @@ def unless_given(*names: str) -> list[str]:
     these says how to build the model; without it only the object itself is there.
     """
     return [] if _given_hyperparameters.get() is not None else list(names)
+
+
+def with_errors(history: Tensor, largest: float) -> Tensor:
+    """Histories (B, k, C, H, W) with white noise, as a rollout's own have errors.
+
+    What a model makes of its own frames it never sees in training, and errors that it copies from
+    frame to frame add up. Its standard deviation is drawn for each window between 0 and `largest`,
+    so that a clean history is still trusted (Ho et al. 2021, arXiv 2106.15282, section 4;
+    Sanchez-Gonzalez et al. 2020, arXiv 2002.09405).
+    """
+    if not largest:
+        return history
+    level = largest * torch.rand(len(history), device=history.device)
+    return history + align(level, history) * torch.randn_like(history)
 
 
 def fixed_noise(like: Tensor, seed: int) -> Tensor:

@@ -19,6 +19,7 @@ from dyngen.models.cube_module import (
     CubeModule,
     fixed_noise,
     unless_given,
+    with_errors,
 )
 from dyngen.models.image_ddpm import ImageDDPM
 from dyngen.models.imported import (
@@ -50,6 +51,8 @@ class TimeConsistencyDiscriminator(CubeModule):
         score_matching_weight: Weight of denoising likelihood score matching; 0 is the plain
             classifier of the paper.
         noise: Distribution of the noise levels trained on; it must cover the sampling range.
+        history_noise: Largest standard deviation of the noise on past frames in training, which
+            keeps rollouts stable (see `with_errors`).
         reference: Checkpoint of a conditional model whose denoising error is logged beside.
         learning_rate: Peak learning rate.
         warmup_steps: Steps of linear warm-up.
@@ -63,12 +66,15 @@ class TimeConsistencyDiscriminator(CubeModule):
         cross_entropy_weight: float = 1.0,
         score_matching_weight: float = 1.0,
         noise: LogNormalNoise | LogUniformNoise | None = None,
+        history_noise: float = 0.0,
         reference: str | None = None,
         learning_rate: float = 1e-3,
         warmup_steps: int = 50,
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(learning_rate, warmup_steps, weight_decay)
+        if history_noise < 0:
+            raise ValueError(f"history_noise is {history_noise}; it must not be negative.")
         if cross_entropy_weight < 0 or score_matching_weight < 0:
             raise ValueError("cross_entropy_weight and score_matching_weight must not be negative.")
         if cross_entropy_weight == score_matching_weight == 0:
@@ -81,6 +87,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         self.cross_entropy_weight = cross_entropy_weight
         self.score_matching_weight = score_matching_weight
         self.noise = noise or LogNormalNoise(-0.5, 1.4)
+        self.history_noise = history_noise
         self.denoiser: Denoiser | None = None
         self.image_source: dict[str, Any] = {}
         self._image_model = image_model
@@ -164,6 +171,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         history, clean = self._split(batch)
         sigma = self.noise.sample(len(clean), clean.device)
         noisy = clean + align(sigma, clean) * torch.randn_like(clean)
+        history = with_errors(history, self.history_noise)
         loss = torch.zeros((), device=self.device)
         if self.score_matching_weight:
             with torch.no_grad():

@@ -7,7 +7,13 @@ from torch import Tensor, nn
 
 from dyngen.diffusion.denoiser import Denoiser, Parameterisation, align
 from dyngen.diffusion.noise import LogNormalNoise, LogUniformNoise
-from dyngen.models.cube_module import VALIDATION_SIGMAS, CubeModule, fixed_noise, unless_given
+from dyngen.models.cube_module import (
+    VALIDATION_SIGMAS,
+    CubeModule,
+    fixed_noise,
+    unless_given,
+    with_errors,
+)
 
 
 class VideoDiffusion(CubeModule):
@@ -17,19 +23,14 @@ class VideoDiffusion(CubeModule):
     against; with more the frames of a block are denoised together, all at one noise level. It is
     trained, averaged, sampled and evaluated as the other models are.
 
-    In a rollout the history is the model's own, with errors that it never saw in training and
-    that, copied from frame to frame, add up. `history_noise` shows it histories with errors (Ho et
-    al. 2021, arXiv 2106.15282, section 4; Sanchez-Gonzalez et al. 2020, arXiv 2002.09405): white
-    noise, with a standard deviation drawn for each window between 0 and that, so that the model
-    still trusts a history that is clean.
-
     Args:
         network: A network `(scaled blocks, noise label, history) -> output` with `history_length`
             and `block_length`, such as `VideoUNet`.
         parameterisation: What the network predicts: edm, eps, v or x0.
         noise: Distribution of the noise levels trained on; it must cover the sampling range.
         sigma_data: Standard deviation of the normalised frames.
-        history_noise: Largest standard deviation of the noise on past frames in training.
+        history_noise: Largest standard deviation of the noise on past frames in training, which
+            keeps rollouts stable (see `with_errors`).
         learning_rate: Peak learning rate.
         warmup_steps: Steps of linear warm-up.
         weight_decay: Weight decay of AdamW.
@@ -87,9 +88,7 @@ class VideoDiffusion(CubeModule):
         history, clean = self._split(batch)
         sigma = self.noise.sample(len(clean), clean.device)
         noisy = clean + align(sigma, clean) * torch.randn_like(clean)
-        if self.history_noise:
-            level = self.history_noise * torch.rand(len(history), device=history.device)
-            history = history + align(level, history) * torch.randn_like(history)
+        history = with_errors(history, self.history_noise)
         error = (self.denoise(noisy, sigma, history) - clean).square().mean(dim=(1, 2, 3, 4))
         loss = (self.denoiser.loss_weight(sigma) * error).mean()
         self.log("train/loss", loss, prog_bar=True)

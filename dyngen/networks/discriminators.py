@@ -24,11 +24,8 @@ class UNetEnergy(nn.Module):
 
     Its guidance `sigma^2 grad l = c_out (f + J^T c_in x)`, with `c_out = sigma c_in`, has the form
     and scale of the output term of a preconditioned denoiser (Karras et al. 2022, equation 7) at
-    every noise level: neither vanishing nor exploding, whatever the logit itself does. f is the
-    U-Net's output plus a linear combination of the past frames with weights that depend on sigma:
-    where noise hides the frame the guided estimate is an extrapolation of its history, and this
-    gives the U-Net that much for nothing. The offset b is what guidance cannot see, and so what
-    score matching leaves open.
+    every noise level: neither vanishing nor exploding, whatever the logit itself does. The offset b
+    is what guidance cannot see, and so what score matching leaves open.
 
     Args:
         channels: Channels of a frame.
@@ -70,8 +67,6 @@ class UNetEnergy(nn.Module):
             embedding,
             patch,
         )
-        weights = nn.Linear(embedding, history_length * channels)
-        self.history_weights = cast(nn.Linear, zero_(weights))
         edges = check_boundary(boundary)
         self.history_features = nn.Sequential(
             Conv2d(history_length * channels, OFFSET_WIDTH, 3, edges),
@@ -90,9 +85,6 @@ class UNetEnergy(nn.Module):
         sigma = sigma.to(x.dtype).expand(len(x))
         scaled = x * (sigma**2 + self.sigma_data**2).rsqrt()[:, None, None, None]
         f = self.unet(scaled, sigma.log() / 4, history.flatten(1, 2)).to(x.dtype)
-        weights = self.history_weights(self.unet.embedding(sigma.log() / 4)).to(x.dtype)
-        weights = weights.unflatten(1, history.shape[1:3])[..., None, None]
-        f = f + (weights * history).sum(dim=1)
         energy = (scaled * f).flatten(1).sum(dim=1) / sigma
         return energy + self.offset(sigma, history)
 

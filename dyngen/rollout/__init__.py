@@ -20,7 +20,7 @@ from dyngen.rollout.frame_sampler import ConditionalFrameSampler, FrameSampler, 
 from dyngen.rollout.layout import Layout, Slab
 from dyngen.rollout.randomness import FrameNoise
 from dyngen.rollout.sampling import Sampling, frame_sampler, weights_digest
-from dyngen.rollout.store import RolloutError, open_rollout, prepare_store
+from dyngen.rollout.store import OtherSettings, RolloutError, open_rollout, prepare_store
 
 __all__ = [
     "Block",
@@ -31,6 +31,7 @@ __all__ = [
     "FrameSampler",
     "GuidedFrameSampler",
     "Layout",
+    "OtherSettings",
     "RolloutError",
     "Sampling",
     "Slab",

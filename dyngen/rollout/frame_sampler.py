@@ -86,6 +86,8 @@ class GuidedFrameSampler:
         interval: noise levels at which the gradient acts.
         particles: P per member.
         threshold: a member's particles are resampled when fewer than threshold * P are effective.
+        clip: largest absolute value of a denoised estimate, normalised, or None; not with
+            particles.
         autocast: a lower precision (torch.bfloat16) for the networks, or None.
 
     Raises:
@@ -108,6 +110,7 @@ class GuidedFrameSampler:
         interval: tuple[float, float] = (0.0, math.inf),
         particles: int = 1,
         threshold: float = 0.5,
+        clip: float | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         check_sigmas(sigmas)
@@ -129,6 +132,7 @@ class GuidedFrameSampler:
         self.interval = interval
         self.particles = particles
         self.threshold = threshold
+        self.clip = clip
         self.autocast = autocast
         self.diagnostic_names: tuple[str, ...] = (
             ("effective_sample_size", "smallest_effective_sample_size") if particles > 1 else ()
@@ -181,6 +185,7 @@ class GuidedFrameSampler:
                 figures["smallest_effective_sample_size"] = sizes.amin(0)
             else:
                 guided = guide(denoiser, [discriminator_guidance(logit, self.scale, self.interval)])
+                guided = _clipped(guided, self.clip)
                 if self.starts_from_history:
                     x = _near(guided, last, self.sigmas[0], noise)
                 else:
@@ -214,6 +219,7 @@ class GuidedFrameSampler:
             "start": "estimate" if self.starts_from_history else "noise",
             "sigmas": self.sigmas.tolist(),
             "history_length": self.history_length,
+            "clip": self.clip,
             "precision": str(self.autocast or "full"),
         }
 
@@ -234,6 +240,7 @@ class ConditionalFrameSampler:
         overlap: how many of them the next call makes anew.
         sampler: a name in `SAMPLERS`.
         options: further arguments of the sampler.
+        clip: largest absolute value of a denoised estimate, normalised, or None.
         autocast: a lower precision for the network, or None.
 
     Raises:
@@ -253,6 +260,7 @@ class ConditionalFrameSampler:
         overlap: int = 0,
         sampler: str = "heun",
         options: Mapping[str, Any] | None = None,
+        clip: float | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         check_sigmas(sigmas)
@@ -267,6 +275,7 @@ class ConditionalFrameSampler:
         self.frames = frames
         self.block_length = frames - overlap
         self.sampler, self.options = _choose_sampler(sampler, options or {}, particles=1)
+        self.clip = clip
         self.autocast = autocast
 
     @torch.no_grad()
@@ -289,12 +298,13 @@ class ConditionalFrameSampler:
         """
         _check_history(history, self.history_length)
         denoiser = _Counted(partial(self.denoiser, history=history, **conditioning))
+        clipped = _clipped(denoiser, self.clip)
         last = history[:, -1]
         if self.frames > 1:
             last = last[:, None].expand(-1, self.frames, -1, -1, -1)
         with _autocast(self.autocast, history.device):
-            x = _near(denoiser, last, self.sigmas[0], noise)
-            block = SAMPLERS[self.sampler](denoiser, x, self.sigmas, noise=noise, **self.options)
+            x = _near(clipped, last, self.sigmas[0], noise)
+            block = SAMPLERS[self.sampler](clipped, x, self.sigmas, noise=noise, **self.options)
         calls = torch.full((len(x),), float(denoiser.calls), device=x.device)
         block = block.to(history.dtype).reshape(len(x), self.frames, *history.shape[2:])
         return block[:, : self.block_length], {"denoiser_evaluations": calls}
@@ -310,6 +320,7 @@ class ConditionalFrameSampler:
             "history_length": self.history_length,
             "frames": self.frames,
             "overlap": self.frames - self.block_length,
+            "clip": self.clip,
             "precision": str(self.autocast or "full"),
         }
 
@@ -325,6 +336,13 @@ def _near(
     level = sigma.to(last)
     estimate: Tensor = denoiser(last + level * noise(last), level)
     return estimate + level * noise(last)
+
+
+def _clipped(denoiser: Callable[..., Tensor], bound: float | None) -> Callable[..., Tensor]:
+    """A denoiser whose estimates stay within the bound (Saharia et al. 2022, arXiv 2205.11487)."""
+    if bound is None:
+        return denoiser
+    return lambda x, sigma: denoiser(x, sigma).clamp(-bound, bound)
 
 
 class _Counted:

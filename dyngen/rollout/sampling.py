@@ -30,6 +30,8 @@ class Sampling:
         threshold: Resample a member's particles when fewer than this fraction are effective.
         overlap: Frames at the end of each block that the next block samples anew; only models that
             denoise blocks of several frames have any.
+        clip: Largest absolute value of a denoised estimate, in standard deviations of the data; a
+            little above what occurs. It keeps a rare excursion from feeding on itself.
         options: Further arguments of the sampler, such as `churn` for heun or `eta` for ddim.
         precision: Of the networks: full or bf16.
 
@@ -47,6 +49,7 @@ class Sampling:
     particles: int = 1
     threshold: float = 0.5
     overlap: int = 0
+    clip: float | None = None
     options: dict[str, float] = field(default_factory=dict)
     precision: Literal["full", "bf16"] = "full"
 
@@ -91,6 +94,7 @@ def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
             overlap=sampling.overlap,
             sampler=name or "ddim",
             options=sampling.options,
+            clip=sampling.clip,
             autocast=precision,
         )
     if sampling.overlap:
@@ -109,6 +113,7 @@ def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
         interval=sampling.interval,
         particles=sampling.particles,
         threshold=sampling.threshold,
+        clip=sampling.clip,
         autocast=precision,
     )
 

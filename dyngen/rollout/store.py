@@ -46,6 +46,10 @@ class RolloutError(ValueError):
     """A rollout that cannot be started, continued or read, in one sentence."""
 
 
+class OtherSettings(RolloutError):
+    """A rollout that is there was started with other settings."""
+
+
 @dataclass(frozen=True)
 class Restart:
     """Where a slab stands.
@@ -256,7 +260,7 @@ def _refuse_other_settings(path: Path, there: dict[str, Any], wanted: dict[str, 
     before, now = _flat(there), _flat(wanted)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
-            raise RolloutError(
+            raise OtherSettings(
                 f"{path} was started with {key} = {_short(before.get(key))}, not "
                 f"{_short(now.get(key))}: go on with what it was started with, or write to "
                 "another path."

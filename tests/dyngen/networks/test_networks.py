@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -283,10 +282,6 @@ def test_guidance_of_the_energy_is_c_out_times_f_and_its_transposed_jacobian(
     f, pull = torch.func.vjp(
         lambda s: network.unet(s, sigma.log() / 4, history.flatten(1, 2)), scaled
     )
-    weights = network.history_weights(network.unet.embedding(sigma.log() / 4))
-    for sample_, frame, channel in itertools.product(range(4), range(3), range(2)):
-        weight = weights[sample_, 2 * frame + channel]
-        f[sample_, channel] += weight * history[sample_, frame, channel]
     expected = columns * (columns**2 + 0.25).rsqrt() * (f + pull(scaled)[0])
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(network(leaf, sigma, history).sum(), leaf)
