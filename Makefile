@@ -13,7 +13,7 @@ DYNGEN = $(BIN)/dyngen
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint train-image train-discriminator rollout tensorboard bench clean
+.PHONY: help setup demo test lint train-image train-discriminator train-video rollout tensorboard bench clean
 
 help:  ## show this help
 	@echo "make TARGET [EXPERIMENT=turbulence] [ARGS='--trainer.max_steps 2000']"
@@ -51,6 +51,9 @@ $(DYNGEN_RUN)/image/checkpoints/last.ckpt: | $(READY) $(DYNGEN_RUN)/cube.zarr
 train-discriminator: $(READY) | $(DYNGEN_RUN)/image/checkpoints/last.ckpt  ## train the discriminator
 	$(DYNGEN) fit --config experiments/$(EXPERIMENT)/image.yaml
 	$(DYNGEN) fit --config experiments/$(EXPERIMENT)/discriminator.yaml $(ARGS)
+
+train-video: $(READY) | $(DYNGEN_RUN)/cube.zarr  ## train the video diffusion model to compare with
+	$(DYNGEN) fit --config experiments/$(EXPERIMENT)/video_diffusion.yaml $(ARGS)
 
 $(DYNGEN_RUN)/discriminator/checkpoints/last.ckpt: | $(DYNGEN_RUN)/image/checkpoints/last.ckpt
 	$(DYNGEN) fit --config experiments/$(EXPERIMENT)/discriminator.yaml

@@ -18,7 +18,7 @@ from dyngen.callbacks.averaging import ExponentialMovingAverage
 from dyngen.diffusion.noise import LogUniformNoise
 from dyngen.models import ImageDDPM, TimeConsistencyDiscriminator
 from dyngen.models.checkpoints import load_model, read_checkpoint
-from dyngen.models.cube_module import VALIDATION_SIGMAS
+from dyngen.models.cube_module import VALIDATION_SIGMAS, with_errors
 from dyngen.models.discriminator import open_image_model, other_histories
 from dyngen.networks.discriminators import UNetEnergy
 from dyngen.networks.unet import UNet2d
@@ -504,3 +504,14 @@ def test_files_that_are_no_image_model_get_a_sentence(
     fit(model).save_checkpoint(path)
     with pytest.raises(ValueError, match="holds a TimeConsistencyDiscriminator, not an image mod"):
         open_image_model(str(path))
+
+
+def test_histories_with_errors_are_noisier_by_a_level_of_each_windows_own() -> None:
+    history = torch.zeros(4000, 2, 1, 4, 4)
+    assert with_errors(history, 0.0) is history
+    level = with_errors(history, 0.3).flatten(1).std(dim=1)  # 32 values each
+    assert 0.14 < level.mean() < 0.16  # uniform between 0 and 0.3
+    assert level.min() < 0.01
+    assert 0.27 < level.quantile(0.95) < 0.32
+    with pytest.raises(ValueError, match="history_noise is -0.1; it must not be negative"):
+        TimeConsistencyDiscriminator(UNetEnergy(2, 2, (8,), 1), history_noise=-0.1)

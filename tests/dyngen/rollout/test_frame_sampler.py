@@ -245,3 +245,26 @@ def test_rollouts_have_the_variance_and_autocorrelation_of_the_process(
             error = values.std().item() / math.sqrt(trajectories)
             assert error < 0.04
             assert abs(values.mean().item() - expected) < 4 * error + bias
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_bound_holds_a_model_that_feeds_on_its_own_excursions(conditional: bool) -> None:
+    """A guided estimate of three times the last frame grows without end, unless it is bounded."""
+
+    def runaway(x: Tensor, sigma: Tensor, history: Tensor | None = None) -> Tensor:
+        return torch.zeros_like(x) if history is None else 3 * history[:, -1]
+
+    def logit(x: Tensor, sigma: Tensor, history: Tensor) -> Tensor:
+        return (x * 3 * history[:, -1]).flatten(1).sum(1) / sigma**2  # sigma^2 grad l = 3 h
+
+    def largest(clip: float | None) -> float:
+        system: Any = (
+            ConditionalFrameSampler(runaway, grid(4), history_length=1, clip=clip)
+            if conditional
+            else GuidedFrameSampler(runaway, logit, grid(4), history_length=1, clip=clip)
+        )
+        found = rollout(system, torch.ones(1, 1, 1, 4, 4), members=2, steps=12, seed=0)
+        return found.frames.abs().max().item()
+
+    assert largest(None) == pytest.approx(3**12, rel=1e-3)
+    assert largest(6.0) <= 6.0 + 1e-4
