@@ -18,7 +18,7 @@ def test_a_trained_pair_approaches_the_closed_form(monkeypatch: pytest.MonkeyPat
     """
     monkeypatch.syspath_prepend(BENCHMARKS)
     benchmark = importlib.import_module("exact_guidance")
-    trained = benchmark.train(image_steps=300, discriminator_steps=300)
+    trained = benchmark.train(image_steps=300, discriminator_steps=450)
     world, model = trained.world, trained.model
     ours = benchmark.measure(world, model.denoiser, model.logit)
     exact = benchmark.measure(world, world.denoise, world.logit)

@@ -513,5 +513,5 @@ def test_histories_with_errors_are_noisier_by_a_level_of_each_windows_own() -> N
     assert 0.14 < level.mean() < 0.16  # uniform between 0 and 0.3
     assert level.min() < 0.01
     assert 0.27 < level.quantile(0.95) < 0.32
-    with pytest.raises(ValueError, match="history_noise is -0.1; it must not be negative"):
+    with pytest.raises(ValueError, match=r"history_noise is -0\.1; it must not be negative"):
         TimeConsistencyDiscriminator(UNetEnergy(2, 2, (8,), 1), history_noise=-0.1)
