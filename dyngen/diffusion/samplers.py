@@ -177,11 +177,48 @@ def dpm_solver_pp_2m(
     return x
 
 
+@torch.no_grad()
+def self_recurrent_ddim(
+    denoiser: DenoiserFunction,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: Noise | None = None,
+    recurrences: int = 2,
+) -> Tensor:
+    """DDIM that takes each step several times, going back up in between.
+
+    Noise added after a step brings x back to the level it came from, and the step is repeated: what
+    guidance has pushed off the manifold of the data has time to return (Bansal et al. 2023, arXiv
+    2302.07121, algorithm 1).
+
+    Args:
+        x: ``(B, ...)`` at level ``sigmas[0]``.
+        sigmas: ``(steps + 1,)`` descending, ending in 0.
+        recurrences: k, how often each step is taken; 1 is :func:`ddim` with ``eta = 0``.
+
+    Returns: like x, at level 0.
+    Raises: ValueError if recurrences is not positive.
+    """
+    if recurrences < 1:
+        raise ValueError(f"recurrences must be 1 or more, not {recurrences}; 1 takes a step once.")
+    noise = noise or torch.randn_like
+    for sigma, following in pairwise(check_sigmas(sigmas)):
+        up = math.sqrt(sigma**2 - following**2)
+        for again in range(recurrences):
+            if again:
+                x = x + up * noise(x)
+            denoised = denoiser(x, level(sigma, x))
+            x = denoised + following / sigma * (x - denoised)
+    return x
+
+
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "heun": heun,
     "ddim": ddim,
     "ddpm": ddpm,
     "dpm_solver_pp_2m": dpm_solver_pp_2m,
+    "self_recurrent_ddim": self_recurrent_ddim,
 }
 
 

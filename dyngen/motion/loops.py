@@ -13,7 +13,6 @@ to the same scaling of x whatever that is, the denoised estimate is corrected by
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -21,8 +20,6 @@ import torch
 from torch import Tensor
 
 from dyngen.motion.spectral_volume import FRAMES, displacement_at, velocity_at
-
-Noise = Callable[[Tensor], Tensor]  # standard normal like its argument
 
 
 def loop_closure(volume: Tensor, frames: int = FRAMES) -> Tensor:
@@ -32,7 +29,8 @@ def loop_closure(volume: Tensor, frames: int = FRAMES) -> Tensor:
     same for images of any size.
     """
     ends = torch.tensor([frames, 1], device=volume.device)
-    place, velocity = (f(volume, ends, frames) for f in (displacement_at, velocity_at))
+    with torch.autocast(volume.device.type, enabled=False):  # these are differences of sums
+        place, velocity = (f(volume, ends, frames) for f in (displacement_at, velocity_at))
     jumps = (place[:, 0] - place[:, 1]).abs() + (velocity[:, 0] - velocity[:, 1]).abs()
     return jumps.sum(1).mean((1, 2))
 
@@ -76,42 +74,3 @@ def loop_guidance(
         return (factor.view(-1, *[1] * (x.ndim - 1)) * gradient).to(denoised.dtype)
 
     return term
-
-
-@torch.no_grad()
-def self_recurrent_ddim(
-    denoiser: Callable[[Tensor, Tensor], Tensor],
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    noise: Noise | None = None,
-    recurrences: int = 2,
-) -> Tensor:
-    """DDIM that takes each step several times, going back up in between.
-
-    Noise added after a step brings x back to the level it came from, and the step is repeated: what
-    guidance has pushed off the manifold of the data has time to return (Bansal et al. 2023, arXiv
-    2302.07121, algorithm 1). It is a sampler like the library's others.
-
-    Args:
-        denoiser: called with a 0-d sigma.
-        x: ``(B, ...)`` at level ``sigmas[0]``.
-        sigmas: ``(steps + 1,)`` descending, ending in 0.
-        noise: from a tensor, standard normal numbers like it; ``torch.randn_like`` by default.
-        recurrences: k, how often each step is taken; 1 is DDIM with ``eta = 0``.
-
-    Returns: like x, at level 0.
-    Raises: ValueError if recurrences is not positive.
-    """
-    if recurrences < 1:
-        raise ValueError(f"recurrences must be 1 or more, not {recurrences}; 1 takes a step once.")
-    noise = noise or torch.randn_like
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    for sigma, following in itertools.pairwise(sigmas.double().tolist()):
-        up = math.sqrt(sigma**2 - following**2)
-        for again in range(recurrences):
-            if again:
-                x = x + up * noise(x)
-            denoised = denoiser(x, torch.tensor(sigma, dtype=dtype, device=x.device))
-            x = denoised + following / sigma * (x - denoised)
-    return x

@@ -15,7 +15,14 @@ from torch import Tensor
 from dyngen.diffusion.denoiser import Denoiser, Parameterisation
 from dyngen.diffusion.guidance import discriminator_guidance, guide
 from dyngen.diffusion.noise import cosine_betas, edm_sigmas, linear_betas, training_sigmas
-from dyngen.diffusion.samplers import SAMPLERS, ddim, ddpm, dpm_solver_pp_2m, heun
+from dyngen.diffusion.samplers import (
+    SAMPLERS,
+    ddim,
+    ddpm,
+    dpm_solver_pp_2m,
+    heun,
+    self_recurrent_ddim,
+)
 from dyngen.simulate.autoregressive import AutoregressiveFields
 
 Source = Callable[[int], Callable[[Tensor], Tensor]]
@@ -192,6 +199,29 @@ def test_ddim_with_all_its_noise_is_ddpm(
     torch.testing.assert_close(implicit, ancestral, rtol=1e-12, atol=1e-12)
     half = ddim(world.denoise, start, sigmas, noise=standard_normal(1), eta=0.5)
     assert not torch.allclose(half, ancestral, atol=0.01)
+
+
+def test_one_recurrence_is_ddim(world: AutoregressiveFields) -> None:
+    sigmas, start = edm_sigmas(6), 80 * torch.randn(3, 1, 2, 4).double()
+    once = self_recurrent_ddim(world.denoise, start, sigmas, recurrences=1)
+    torch.testing.assert_close(once, ddim(world.denoise, start, sigmas))
+    with pytest.raises(ValueError, match="recurrences must be 1 or more"):
+        self_recurrent_ddim(world.denoise, start, sigmas, recurrences=0)
+
+
+def test_a_recurrent_step_is_repeated_from_the_level_it_came_from(standard_normal: Source) -> None:
+    """For standard normal data all is linear, and the variance follows from step to step."""
+    sigmas, noise = edm_sigmas(10, sigma_max=20.0), standard_normal(7)
+    start = sigmas[0] * noise(torch.empty(20_000, 1, dtype=torch.float64))
+    variance = start.var().item()
+    for sigma, following in pairwise(sigmas.tolist()):
+        factor = (1 + sigma * following) / (1 + sigma**2)
+        for again in range(3):
+            variance = factor**2 * (variance + (sigma**2 - following**2) * (again > 0))
+    sample = self_recurrent_ddim(
+        lambda x, sigma: x / (1 + sigma**2), start, sigmas, noise=noise, recurrences=3
+    )
+    assert sample.var().item() == pytest.approx(variance, rel=3 * math.sqrt(2 / 20_000))
 
 
 def test_ddpms_two_variances_are_exact_at_the_ends_of_what_data_can_be(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from dyngen.diffusion.guidance import guide
 from dyngen.diffusion.noise import edm_sigmas
-from dyngen.diffusion.samplers import ddim
-from dyngen.motion.loops import loop_closure, loop_guidance, self_recurrent_ddim
+from dyngen.diffusion.samplers import self_recurrent_ddim
+from dyngen.motion.loops import loop_closure, loop_guidance
 from dyngen.motion.spectral_volume import displacement_frames, spectral_volume
 
 FRAMES, TERMS = 15, 5
@@ -122,25 +121,3 @@ def test_guided_motions_close(recurrences: int) -> None:
     # What is asked for is a loop, not stillness.
     sway = displacement_frames(guided, FRAMES).std(1).mean()
     assert sway > 0.6 * displacement_frames(free, FRAMES).std(1).mean()
-
-
-def test_one_recurrence_is_ddim() -> None:
-    sigmas, start = edm_sigmas(6), 80 * volumes()
-    once = self_recurrent_ddim(gaussian_denoiser, start, sigmas, recurrences=1)
-    torch.testing.assert_close(once, ddim(gaussian_denoiser, start, sigmas))
-
-
-def test_a_step_is_repeated_from_the_level_it_came_from() -> None:
-    """For standard normal data all is linear, and the variance follows from step to step."""
-    sigmas = edm_sigmas(10, sigma_max=20.0)
-    noise = noise_source(7)
-    start = sigmas[0] * noise(torch.empty(20_000, 1, dtype=torch.float64))
-    variance = start.var().item()
-    for sigma, following in itertools.pairwise(sigmas.tolist()):
-        factor = (1 + sigma * following) / (1 + sigma**2)
-        for again in range(3):
-            variance = factor**2 * (variance + (sigma**2 - following**2) * (again > 0))
-    sample = self_recurrent_ddim(gaussian_denoiser, start, sigmas, noise=noise, recurrences=3)
-    assert sample.var().item() == pytest.approx(variance, rel=3 * math.sqrt(2 / 20_000))
-    with pytest.raises(ValueError, match="recurrences must be 1 or more"):
-        self_recurrent_ddim(gaussian_denoiser, start, sigmas, recurrences=0)
