@@ -109,10 +109,12 @@ class NoiseEmbedding(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolutions around a shift and scale by the noise embedding (Dhariwal & Nichol 2021).
 
+    Without an embedding it is a plain residual block.
+
     Args:
         channels_in: Channels of the input.
         channels_out: Channels of the output.
-        embedding: Width of the noise embedding.
+        embedding: Width of the noise embedding; 0 for none.
         boundary: Padding of the y and x axes.
         dropout: Probability of dropping a feature before the second convolution.
     """
@@ -128,7 +130,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm1 = normalisation(channels_in)
         self.conv1 = Conv2d(channels_in, channels_out, 3, boundary)
-        self.modulation = nn.Linear(embedding, 2 * channels_out)
+        self.modulation = nn.Linear(embedding, 2 * channels_out) if embedding else None
         self.norm2 = normalisation(channels_out)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = cast(Conv2d, zero_(Conv2d(channels_out, channels_out, 3, boundary)))
@@ -136,10 +138,11 @@ class ResidualBlock(nn.Module):
             nn.Identity() if channels_in == channels_out else Conv2d(channels_in, channels_out, 1)
         )
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = torch.addcmul(shift, self.norm2(h), scale + 1)
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        if self.modulation is not None:
+            scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+            h = torch.addcmul(shift, h, scale + 1)
         return cast(Tensor, self.skip(x) + self.conv2(self.dropout(F.silu(h))))
 
 

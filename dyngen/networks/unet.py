@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -95,13 +95,20 @@ class UNet2d(nn.Module):
         self.norm = normalisation(now)
         self.out = cast(Conv2d, zero_(Conv2d(now, channels * patch**2, 3, edges)))
 
-    def forward(self, x: Tensor, label: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        label: Tensor,
+        context: Tensor | None = None,
+        offset: Tensor | None = None,
+    ) -> Tensor:
         """Map a frame and its noise label to an output of the frame's shape.
 
         Args:
             x: Scaled noisy frames (B, C, H, W).
             label: Noise labels (B,), `log(sigma) / 4`.
             context: Clean frames or fields to condition on (B, C_context, H, W).
+            offset: Embedding of what else the frame is of, added to that of the noise (B, width).
 
         Raises:
             ValueError: If H or W is not a multiple of the U-Net's coarsening, or too small to be
@@ -122,6 +129,8 @@ class UNet2d(nn.Module):
         if context is not None:
             x = torch.cat([x, context], dim=1)
         embedding = self.embedding(label)
+        if offset is not None:
+            embedding = embedding + offset
         h = self.stem(F.pixel_unshuffle(x, self.patch))
         skips = []
         for level, stages in enumerate(self.down):
@@ -138,3 +147,9 @@ class UNet2d(nn.Module):
             if level < len(self.grow):
                 h = self.grow[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))
         return F.pixel_shuffle(self.out(F.silu(self.norm(h))), self.patch)
+
+    def stages(self) -> Iterator[nn.ModuleList]:
+        """Each residual block with what follows it, a list of two."""
+        for level in [*self.down, *self.up]:
+            yield from cast(Iterable[nn.ModuleList], level)
+        yield self.middle
