@@ -36,7 +36,7 @@ class Reliability(NamedTuple):
     """A reliability diagram, a point for each probability k / M; NaN where never forecast.
 
     ``probability`` ``(M + 1,)``; ``frequency`` with which the event then came and ``share`` of the
-    forecasts, both ``(..., M + 1)``.
+    forecasts, both ``(..., M + 1)``. In groups of probabilities all three are ``(..., G)``.
     """
 
     probability: Tensor
@@ -125,15 +125,31 @@ def brier_score(counts: Tensor) -> Brier:
     return Brier(score, fair, 1 - score / uncertainty, reliability, resolution, uncertainty)
 
 
-def reliability_diagram(counts: Tensor) -> Reliability:
+def reliability_diagram(counts: Tensor, groups: int | None = None) -> Reliability:
     """How often the event came when it was forecast with each probability.
 
-    Args: counts ``(..., M + 1, 2)`` from :func:`event_counts`.
+    Args:
+        counts: ``(..., M + 1, 2)`` from :func:`event_counts`.
+        groups: G, neighbouring probabilities to take together, as many to each as can be, so that
+            a large ensemble has no point of a few forecasts only; the probability of a group is
+            the mean of those forecast. None, or no fewer than M + 1: each by itself.
     """
     counts = counts.double()
     forecasts, events = counts[..., 0], counts[..., 1]
-    share = forecasts / forecasts.sum(-1, keepdim=True)
-    return Reliability(_probabilities(counts), events / forecasts, share)
+    probability = _probabilities(counts)
+    total = forecasts.sum(-1, keepdim=True)
+    size = len(probability)
+    if groups is None or groups >= size:
+        return Reliability(probability, events / forecasts, forecasts / total)
+    group = torch.arange(size, device=counts.device) * groups // size
+
+    def pooled(values: Tensor) -> Tensor:
+        return values.new_zeros(*values.shape[:-1], groups).index_add_(-1, group, values)
+
+    forecast = pooled(forecasts)
+    return Reliability(
+        pooled(forecasts * probability) / forecast, pooled(events) / forecast, forecast / total
+    )
 
 
 def roc_curve(counts: Tensor) -> ROC:

@@ -50,9 +50,7 @@ def energy_score(
     error = torch.linalg.vector_norm(scaled, dim=-1).mean(0)
     if size == 1:
         return error
-    pairs = torch.zeros_like(error)
-    for m in range(size - 1):
-        pairs += torch.linalg.vector_norm(scaled[m + 1 :] - scaled[m], dim=-1).sum(0)
+    pairs = _distances(scaled).sum((-2, -1)) / 2
     return error - pairs / (size * (size - 1 if estimator == "fair" else size))
 
 
@@ -103,6 +101,7 @@ def lagged_variogram_score(
     order: float = 0.5,
     periodic: tuple[bool, bool] = (True, True),
     weights: Tensor | None = None,
+    stride: tuple[int, int] = (1, 1),
 ) -> Tensor:
     """Variogram score of fields, over pairs of points that are so many cells apart.
 
@@ -118,6 +117,8 @@ def lagged_variogram_score(
         order: p.
         periodic: whether rows and columns wrap around; if not, pairs across an edge do not count.
         weights: area weights that broadcast against ``observation``.
+        stride: only pairs whose first point lies on every so-manieth row and column count, for a
+            share of the work.
 
     Returns: ``(..., len(offsets))`` float64.
 
@@ -130,22 +131,44 @@ def lagged_variogram_score(
     area = area.to(observation.device).expand(observation.shape)
     found = []
     for offset in offsets:
-        first, second = _pair(observation.double(), offset, periodic)
+        first, second = _pair(observation, offset, periodic, stride)
         if not first.numel():
             raise ValueError(
                 f"no two points of a field of {tuple(observation.shape[-2:])} cells are {offset} "
                 "apart; choose smaller offsets."
             )
-        truth = (first - second).abs() ** order
+        truth = _power(first.double() - second, order)
         expected = torch.zeros_like(truth)
         for member in members:
-            one, other = _pair(member.double(), offset, periodic)
-            expected += (one - other).abs() ** order / len(members)
-        left, right = _pair(area, offset, periodic)
+            one, other = _pair(member, offset, periodic, stride)
+            expected += _power(one.double() - other, order)
+        expected /= len(members)
+        left, right = _pair(area, offset, periodic, stride)
         weight = left * right * ~truth.isnan()
         squares = torch.where(weight > 0, (truth - expected).square(), 0.0)
         found.append((weight * squares).sum((-2, -1)) / weight.sum((-2, -1)))
     return torch.stack(found, dim=-1)
+
+
+def _distances(vectors: Tensor) -> Tensor:
+    """Norms of the differences between all pairs ``(M, ..., D)``: ``(..., M, M)``.
+
+    By products of matrices, which is several times as fast as pair by pair; about their mean, so
+    that vectors which are alike lose no digits.
+    """
+    centred = (vectors - vectors.mean(0)).movedim(0, -2)
+    products = centred @ centred.mT
+    squares = products.diagonal(dim1=-2, dim2=-1)
+    between = squares[..., :, None] + squares[..., None, :] - 2 * products
+    size = len(vectors)
+    apart = ~torch.eye(size, dtype=torch.bool, device=vectors.device)
+    return torch.where(apart | between.isnan(), between.clamp_min(0), 0.0).sqrt()
+
+
+def _power(differences: Tensor, order: float) -> Tensor:
+    """``|d|^p``; the root in a tenth of the time of a power."""
+    size = differences.abs_()
+    return size.sqrt_() if order == 0.5 else size.pow_(order)
 
 
 def _vectors(
@@ -175,9 +198,9 @@ def _vectors(
 
 
 def _pair(
-    fields: Tensor, offset: tuple[int, int], periodic: tuple[bool, bool]
+    fields: Tensor, offset: tuple[int, int], periodic: tuple[bool, bool], stride: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Fields and themselves moved by the offset, where both are inside."""
+    """Fields and themselves moved by the offset, where both are inside, every so-manieth."""
     first, second = fields, fields
     for dim, (step, wraps) in zip((-2, -1), zip(offset, periodic, strict=True), strict=True):
         if wraps:
@@ -186,4 +209,5 @@ def _pair(
         size = max(0, fields.shape[dim] - abs(step))
         first = first.narrow(dim, max(0, -step) if size else 0, size)
         second = second.narrow(dim, max(0, step) if size else 0, size)
-    return first, second
+    every = (..., slice(None, None, stride[0]), slice(None, None, stride[1]))
+    return first[every], second[every]

@@ -50,24 +50,51 @@ def spread_skill_by_scale(
 
     Returns: ``(K,)`` float64 each; spread and ratio are NaN for a single member.
     """
+    variance, error = spread_and_error_spectra(
+        ensemble, observation, member_dim=member_dim, periodic=periodic, spacing=spacing
+    )
+    spread, skill = (
+        power.reshape(-1, power.shape[-1]).mean(0).sqrt() for power in (variance, error)
+    )
+    return SpreadSkill(spread, skill, spread_skill_ratio(spread, skill, ensemble.shape[member_dim]))
+
+
+def spread_and_error_spectra(
+    ensemble: Tensor,
+    observation: Tensor,
+    *,
+    member_dim: int,
+    periodic: tuple[bool, bool] = (True, True),
+    spacing: tuple[float, float] = (1.0, 1.0),
+    there: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Power of the members' deviations from their mean, over M - 1, and of the mean's error.
+
+    Of a calibrated ensemble the second is (M + 1) / M times the first, on average and at every
+    wavenumber; so it is of parts of the fields.
+
+    Args: as in :func:`spread_skill_by_scale`;
+        there: ``(..., H, W)`` which points count; deviations and errors elsewhere are taken for
+            zero. None: all.
+
+    Returns: ``(..., K)`` float64 each; the first is NaN for a single member.
+    """
     check_ensemble(ensemble, observation, member_dim)
-    members = ensemble.movedim(member_dim, 0).double()
+    members = ensemble.movedim(member_dim, 0)
     size = len(members)
-    mean = members.mean(0)
+    mean = members.mean(0, dtype=torch.float64)
 
     def spectrum(fields: Tensor) -> Tensor:
-        power = isotropic_spectrum(fields, periodic=periodic, spacing=spacing)
-        return power.reshape(-1, power.shape[-1]).mean(0)
+        kept = fields if there is None else torch.where(there, fields, 0.0)
+        return isotropic_spectrum(kept, periodic=periodic, spacing=spacing)
 
-    skill = spectrum(mean - observation.double()).sqrt()
+    error = spectrum(mean - observation)
     if size == 1:
-        none = torch.full_like(skill, torch.nan)
-        return SpreadSkill(none, skill, none)
-    variance = torch.zeros_like(skill)
+        return torch.full_like(error, torch.nan), error
+    variance = torch.zeros_like(error)
     for member in members:
         variance += spectrum(member - mean) / (size - 1)
-    spread = variance.sqrt()
-    return SpreadSkill(spread, skill, spread_skill_ratio(spread, skill, size))
+    return variance, error
 
 
 def fractions_skill(
@@ -79,6 +106,7 @@ def fractions_skill(
     member_dim: int,
     periodic: tuple[bool, bool] = (True, True),
     weights: Tensor | None = None,
+    dim: Sequence[int] | None = None,
 ) -> Fractions:
     """Fractions skill score (Roberts & Lean 2008): are there as many events nearby as forecast?
 
@@ -95,8 +123,9 @@ def fractions_skill(
         member_dim: which dimension of ``ensemble`` holds the members.
         periodic: whether rows and columns wrap around.
         weights: area weights that broadcast against ``observation``.
+        dim: dimensions of ``observation`` to sum over; None: all.
 
-    Returns: sums over everything, ``(len(widths),)`` float64.
+    Returns: sums ``(*kept, len(widths))`` float64.
 
     Raises:
         ValueError: for a width that is even, or wider than the field.
@@ -111,27 +140,42 @@ def fractions_skill(
             )
     members = ensemble.movedim(member_dim, 0)
     there = ~(observation.isnan() | members.isnan().any(0))
-    forecast = torch.zeros(observation.shape, dtype=torch.float64, device=observation.device)
+    above = torch.zeros(observation.shape, dtype=torch.float32, device=observation.device)
     for member in members:
-        forecast += (member > threshold).double() / len(members)
-    observed = (observation > threshold).double()
+        above += member > threshold
     area = torch.ones((), dtype=torch.float64) if weights is None else weights.double()
-    area = area.to(observation.device).expand(observation.shape) * there
+    area = area.to(observation.device).expand(observation.shape)
+    # Without a gap the area within a square is the same for all fields.
+    cells = area[(0,) * (area.ndim - 2)] if _same_everywhere(area, there) else area * there
+    forecast, observed = above.double() / len(members) * cells, (observation > threshold) * cells
+    summed = tuple(range(observation.ndim)) if dim is None else tuple(dim)
     errors, references = [], []
     for side in widths:
-        count = _box_sum(area, side, periodic).clamp_min(1e-300)
-        ours = _box_sum(forecast * area, side, periodic) / count
-        theirs = _box_sum(observed * area, side, periodic) / count
-        errors.append((area * (ours - theirs).square()).sum())
-        references.append((area * (ours.square() + theirs.square())).sum())
-    return Fractions(torch.stack(errors), torch.stack(references))
+        count = _box_sum(cells, side, periodic).clamp_min(1e-300)
+        ours = _box_sum(forecast, side, periodic) / count
+        theirs = _box_sum(observed, side, periodic) / count
+        errors.append((cells * (ours - theirs).square()).sum(summed))
+        references.append((cells * (ours.square() + theirs.square())).sum(summed))
+    return Fractions(torch.stack(errors, -1), torch.stack(references, -1))
+
+
+def _same_everywhere(area: Tensor, there: Tensor) -> bool:
+    """Whether all fields ``(..., H, W)`` are whole and have one area."""
+    leading = area.stride()[:-2]
+    return bool(there.all()) and all(
+        step == 0 or size == 1 for step, size in zip(leading, area.shape, strict=False)
+    )
 
 
 def _box_sum(values: Tensor, side: int, periodic: tuple[bool, bool]) -> Tensor:
     """Sum over a square of cells around each point ``(..., H, W)``; beyond an edge is nothing."""
     half = side // 2
     flat = values.reshape(-1, 1, *values.shape[-2:])
-    for pad, wraps in (((0, 0, half, half), periodic[0]), ((half, half, 0, 0), periodic[1])):
+    # One axis after the other: 2 n additions for a square of n^2 cells.
+    for pad, box, wraps in (
+        ((0, 0, half, half), (side, 1), periodic[0]),
+        ((half, half, 0, 0), (1, side), periodic[1]),
+    ):
         flat = F.pad(flat, pad, mode="circular" if wraps else "constant")
-    summed = F.avg_pool2d(flat, side, stride=1) * side**2
-    return summed.reshape(values.shape)
+        flat = F.avg_pool2d(flat, box, stride=1) * side
+    return flat.reshape(values.shape)

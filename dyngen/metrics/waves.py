@@ -67,11 +67,15 @@ def wave_spectrum(
         twice[-1] = 1.0
     total = (power * twice[:, None]).sum(-3)
     mean = total / whole.sum(-1)[..., None, None]
-    wavenumber = torch.fft.fftfreq(size, d=1 / size, dtype=torch.float64)
     # exp(i k x) exp(+i w t) moves to smaller x, so that the sign of k turns.
-    order = torch.argsort(-wavenumber, stable=True)
+    order = torch.argsort(-torch.fft.fftfreq(size, d=1 / size, dtype=torch.float64), stable=True)
     frequency = torch.fft.rfftfreq(segment, dtype=torch.float64)
-    return WaveSpectrum(mean[..., order], frequency, -wavenumber[order])
+    return WaveSpectrum(mean[..., order], frequency, _wavenumbers(size))
+
+
+def _wavenumbers(size: int) -> Tensor:
+    """Waves along an axis of so many points, ascending, towards larger x positive."""
+    return -torch.fft.fftfreq(size, d=1 / size, dtype=torch.float64).sort(descending=True).values
 
 
 def background(power: Tensor, passes: int = 10) -> Tensor:
@@ -96,6 +100,27 @@ def background(power: Tensor, passes: int = 10) -> Tensor:
                 + padded.narrow(dim, 2, size)
             ) / 4
     return smooth
+
+
+def log_wave_distance(power: Tensor, reference: Tensor, *, floor: float = 1e-6) -> Tensor:
+    """Root mean square, over wavenumbers and frequencies, of ``10 log10 (power / reference)``, dB.
+
+    0 is equal, 3 a factor of two everywhere. What does not vary, in time or space, does not count
+    (frequency zero holds what is left of the mean, wavenumber zero the box as a whole), nor what
+    is less than ``floor`` of the reference's power: there is nothing there but rounding.
+
+    Args:
+        power: ``(..., F, X)``, as :func:`wave_spectrum` gives it: frequency zero first.
+        reference: ``(F, X)`` or the shape of ``power``.
+        floor: a share of all power.
+
+    Returns: ``(...)`` float64.
+    """
+    ours, theirs = power.double()[..., 1:, :], reference.double()[..., 1:, :]
+    counts = theirs > floor * theirs.sum((-2, -1), keepdim=True)
+    counts = counts & (_wavenumbers(theirs.shape[-1]).to(counts.device) != 0)
+    squares = torch.where(counts, 10 * (ours / theirs).log10(), 0.0).square()
+    return (squares.sum((-2, -1)) / counts.expand(squares.shape).sum((-2, -1))).sqrt()
 
 
 def symmetric_and_antisymmetric(fields: Tensor, *, latitude_dim: int) -> tuple[Tensor, Tensor]:

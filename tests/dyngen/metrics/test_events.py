@@ -185,3 +185,20 @@ def test_the_streaming_table_is_that_of_all_batches() -> None:
     assert brier_score(found).score.shape == (2, 3)
     with pytest.raises(ValueError, match="4 members and 3 leads"):
         metric.update(ensemble[:, :3], observation)
+
+
+def test_neighbouring_probabilities_are_taken_together() -> None:
+    ensemble, observation = signal_and_noise(20, 3000, 0.6)
+    counts = event_counts(ensemble, observation, 0.5, member_dim=0)
+    found = reliability_diagram(counts, 5)
+    above = (ensemble > 0.5).sum(0)
+    for group in range(5):
+        inside = (above * 5 // 21) == group
+        came = (observation[inside] > 0.5).double().mean()
+        assert math.isclose(found.frequency[group], came, rel_tol=1e-12)
+        assert math.isclose(found.probability[group], above[inside].double().mean() / 20)
+        assert math.isclose(found.share[group], inside.double().mean())
+    for plain in (reliability_diagram(counts, 21), reliability_diagram(counts, 40)):
+        torch.testing.assert_close(
+            plain.frequency, reliability_diagram(counts).frequency, equal_nan=True
+        )

@@ -117,6 +117,37 @@ def test_missing_observations_and_area_in_lagged_pairs() -> None:
     assert math.isclose(found, (weight * squares).sum() / weight.sum(), rel_tol=1e-12)
 
 
+def test_every_third_pair_is_a_third_of_the_pairs() -> None:
+    ensemble, observation = draw(6, 2, 7, 9), draw(2, 7, 9, seed=1)
+    area = torch.rand(7, 9, dtype=torch.float64)
+    found = lagged_variogram_score(
+        ensemble, observation, [(1, 2)], member_dim=0, weights=area, stride=(2, 3)
+    )[:, 0]
+    for i in range(2):
+        total, weight = 0.0, 0.0
+        for y in range(0, 7, 2):
+            for x in range(0, 9, 3):
+                there = ((y + 1) % 7, (x + 2) % 9)
+                w = float(area[y, x] * area[there])
+                truth = abs(observation[i, y, x] - observation[(i, *there)]) ** 0.5
+                members = (ensemble[:, i, y, x] - ensemble[(slice(None), i, *there)]).abs() ** 0.5
+                total += w * float(truth - members.mean()) ** 2
+                weight += w
+        assert math.isclose(found[i], total / weight, rel_tol=1e-12)
+
+
+def test_members_that_are_alike_lose_no_digits() -> None:
+    common = 1e4 + draw(3, 50)
+    ensemble = common + 1e-3 * draw(5, 3, 50, seed=1)
+    found = energy_score(ensemble, common, member_dim=0, vector_dims=(1,))
+    peer = scoringrules.es_ensemble(
+        common.numpy(), ensemble.movedim(0, 1).numpy(), estimator="fair"
+    )
+    np.testing.assert_allclose(found.numpy(), peer, rtol=1e-6)
+    same = energy_score(common.expand(4, 3, 50), common, member_dim=0, vector_dims=(1,))
+    assert same.tolist() == [0, 0, 0]
+
+
 def test_both_prefer_members_that_hang_together_as_the_truth_does() -> None:
     """Same law at every point, but one ensemble has no correlation between neighbours."""
     points = 3_000

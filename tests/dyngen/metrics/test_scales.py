@@ -8,7 +8,12 @@ import torch
 from scipy import ndimage
 
 from dyngen.metrics.calibration import spread_skill
-from dyngen.metrics.scales import Fractions, fractions_skill, spread_skill_by_scale
+from dyngen.metrics.scales import (
+    Fractions,
+    fractions_skill,
+    spread_and_error_spectra,
+    spread_skill_by_scale,
+)
 from dyngen.simulate.autoregressive import AutoregressiveFields, power_law_spectrum
 
 
@@ -42,6 +47,22 @@ def test_an_ensemble_that_is_too_narrow_at_small_scales_is_found_there() -> None
     # Spread is halved; the error of the mean loses most of the members' own noise.
     expected = math.sqrt(7 / 6) * 0.5 / math.sqrt(1 + 0.25 / 6)
     torch.testing.assert_close(ratio[5:9], torch.full((4,), expected).double(), rtol=0.1, atol=0)
+
+
+def test_a_calibrated_ensemble_is_calibrated_at_every_scale_of_what_is_seen() -> None:
+    world = AutoregressiveFields(power_law_spectrum(16, 16, slope=2.0), 0.5)
+    generator = torch.Generator().manual_seed(0)
+    fields = world.simulate(5 * 400, 1, generator=generator)[:, 0, 0].reshape(5, 400, 16, 16)
+    ensemble, observation = fields[:4], fields[4]
+    there = torch.ones(16, 16, dtype=torch.bool)
+    there[3:9, 2:12] = False
+    ensemble = torch.where(there, ensemble, math.nan)
+    variance, error = spread_and_error_spectra(ensemble, observation, member_dim=0, there=there)
+    ratio = (5 / 4 * variance.mean(0) / error.mean(0)).sqrt()
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=0.12)
+    blank = torch.where(there, 1.0, 0.0)
+    whole = spread_and_error_spectra(ensemble.nan_to_num(0.0), observation * blank, member_dim=0)
+    torch.testing.assert_close(whole, (variance, error))
 
 
 def test_one_member_has_no_spread_by_scale() -> None:
@@ -96,6 +117,10 @@ def test_missing_points_area_and_batches() -> None:
     ]
     total = Fractions(sum(p.error for p in parts), sum(p.reference for p in parts))  # type: ignore[arg-type]
     torch.testing.assert_close(total.score, whole.score)
+    apart = fractions_skill(ensemble, observation, 0.2, [3], member_dim=0, weights=area, dim=(1, 2))
+    assert apart.error.shape == (4, 1)
+    torch.testing.assert_close(apart.error[:, 0], torch.cat([p.error for p in parts]))
+    torch.testing.assert_close(apart.reference.sum(0), whole.reference)
     single = fractions_skill(ensemble[:1, :1] * 0 - 9, observation[:1], 0.2, [1], member_dim=0)
     assert float(single.score) == 0  # nothing forecast, something observed
     order = torch.tensor([2, 0, 1])

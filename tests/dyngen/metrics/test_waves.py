@@ -7,7 +7,12 @@ import pytest
 import torch
 from scipy import ndimage, signal
 
-from dyngen.metrics.waves import background, symmetric_and_antisymmetric, wave_spectrum
+from dyngen.metrics.waves import (
+    background,
+    log_wave_distance,
+    symmetric_and_antisymmetric,
+    wave_spectrum,
+)
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -100,6 +105,20 @@ def test_the_background_is_smooth_and_keeps_its_sum() -> None:
     np.testing.assert_allclose(smooth.numpy(), expected)
     assert math.isclose(background(power, 10).sum(), power.sum(), rel_tol=1e-9)
     assert float(background(power, 10).std()) < 0.5 * float(power.std())
+
+
+def test_the_distance_is_in_decibels_and_leaves_out_what_does_not_vary() -> None:
+    power = wave_spectrum(draw(6, 64, 8), segment=16).power
+    reference = power.mean(0)
+    assert float(log_wave_distance(reference, reference)) == 0
+    assert math.isclose(log_wave_distance(2 * reference, reference), 10 * math.log10(2))
+    changed = reference.clone()
+    changed[0] *= 50
+    changed[:, 3] *= 50  # wavenumbers -3, ..., 4
+    assert float(log_wave_distance(changed, reference)) == 0
+    changed[2, 5] *= 10
+    assert math.isclose(log_wave_distance(changed, reference), 10 / math.sqrt(8 * 7))
+    assert log_wave_distance(power, reference).shape == (6,)
 
 
 def test_parts_about_the_equator_add_up() -> None:
