@@ -1,0 +1,147 @@
+"""The U-Net of spectral volumes: which terms, samples and images know of each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dyngen.networks.spectral_unet import Coordination, SpectralUNet
+from dyngen.networks.unet import UNet2d
+
+TERMS, CHANNELS = 3, 2
+LABEL = torch.tensor([0.1, -0.4])
+
+
+def unet(coordination: Coordination, awake: bool = True, **options: Any) -> SpectralUNet:
+    """A small network, as after some training: no weight at zero."""
+    torch.manual_seed(0)
+    network = SpectralUNet(
+        TERMS, CHANNELS, coordination, (8, 8), image_channels=3, embedding=16, **options
+    )
+    return stir(network) if awake else network
+
+
+def stir(network: SpectralUNet) -> SpectralUNet:
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network.eval()
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(2, TERMS, CHANNELS, 4, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def context() -> Tensor:
+    return torch.randn(2, 3, 4, 8, generator=torch.Generator().manual_seed(2))
+
+
+def changed(network: SpectralUNet, x: Tensor, context: Tensor) -> Tensor:
+    """Which terms of which samples (B, K) notice that term 1 of sample 0 has changed."""
+    other = x.clone()
+    other[0, 1] += 1
+    with torch.no_grad():
+        difference = network(other, LABEL, context) - network(x, LABEL, context)
+    return difference.abs().amax((2, 3, 4)) > 1e-6
+
+
+def test_independent_terms_do_not_know_of_each_other(x: Tensor, context: Tensor) -> None:
+    noticed = changed(unet("independent"), x, context)
+    assert noticed.tolist() == [[False, True, False], [False] * 3]
+
+
+@pytest.mark.parametrize("coordination", ["coordinated", "volume"])
+def test_other_terms_do_and_samples_do_not(
+    coordination: Coordination, x: Tensor, context: Tensor
+) -> None:
+    assert changed(unet(coordination), x, context).tolist() == [[True] * 3, [False] * 3]
+
+
+@torch.no_grad()
+def test_terms_are_the_same_one_by_one_and_told_apart(x: Tensor, context: Tensor) -> None:
+    network = unet("independent")
+    together = network(x, LABEL, context)
+    for k in (2, 0):
+        alone = network(x[:, [k]], LABEL, context, term=torch.full((2, 1), k))
+        torch.testing.assert_close(alone, together[:, [k]])
+    mistaken = network(x[:, [2]], LABEL, context, term=torch.ones(2, 1, dtype=torch.int64))
+    assert not torch.allclose(mistaken, together[:, [2]], atol=1e-4)
+
+
+@torch.no_grad()
+def test_attention_changes_nothing_before_it_is_trained(x: Tensor, context: Tensor) -> None:
+    network = unet("independent")
+    before, weights = network(x, LABEL, context), set(network.parameters())
+    network.coordinate()
+    torch.testing.assert_close(network(x, LABEL, context), before)
+    added = set(network.attention_parameters())
+    assert set(network.parameters()) == weights | added
+    assert not weights & added
+    # As many layers as the U-Net has blocks: two on the way down, one in the middle, two up.
+    assert len([p for p in added if p.shape == (4, 2 * TERMS - 1)]) == 5
+    for parameter in added:
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    assert not torch.allclose(network(x, LABEL, context), before, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_volume_is_an_image_of_many_channels(x: Tensor, context: Tensor) -> None:
+    network = unet("volume")
+    assert isinstance(network.unet, UNet2d)
+    expected = network.unet(x.reshape(2, TERMS * CHANNELS, 4, 8), LABEL, context)
+    torch.testing.assert_close(network(x, LABEL, context).flatten(1, 2), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("coordination", ["independent", "coordinated", "volume"])
+def test_an_image_that_is_dropped_is_no_image(
+    coordination: Coordination, x: Tensor, context: Tensor
+) -> None:
+    network = unet(coordination)
+    seen, unseen = network(x, LABEL, context), network(x, LABEL)
+    half = network(x, LABEL, context, dropped=torch.tensor([True, False]))
+    torch.testing.assert_close(half[0], unseen[0])
+    torch.testing.assert_close(half[1], seen[1])
+    assert not torch.allclose(seen, unseen, atol=1e-3)
+
+
+@torch.no_grad()
+def test_images_are_shrunk_by_averaging() -> None:
+    network = unet("independent", image_patch=2)
+    small = torch.rand(1, 3, 8, 16)
+    large = small.repeat_interleave(3, 2).repeat_interleave(3, 3)
+    features = network.encode_image(small, (4, 8))
+    assert features.shape == (1, 3, 4, 8)
+    torch.testing.assert_close(network.encode_image(large, (4, 8)), features)
+    assert not torch.allclose(network.encode_image(small.flip(1), (4, 8)), features, atol=1e-3)
+
+
+@pytest.mark.parametrize("coordination", ["independent", "coordinated", "volume"])
+def test_every_weight_has_a_part_in_it(coordination: Coordination, x: Tensor) -> None:
+    network = unet(coordination)
+    context = network.encode_image(torch.rand(2, 3, 8, 16), (4, 8))
+    network(x, LABEL, context, dropped=torch.tensor([True, False])).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_mistakes_get_a_sentence(x: Tensor) -> None:
+    name: Any = "together"
+    with pytest.raises(ValueError, match="coordination is 'together'; choose one of independent"):
+        unet(name)
+    with pytest.raises(ValueError, match="terms is 0"):
+        SpectralUNet(0)
+    with pytest.raises(ValueError, match="whose terms are 'volume' cannot be coordinated"):
+        unet("volume").coordinate()
+    with pytest.raises(ValueError, match="2 terms do not fit a network that denoises 3 together"):
+        unet("coordinated")(x[:, :2], LABEL)
+    with pytest.raises(ValueError, match="There are 2 terms, not 3; say with `term`"):
+        unet("independent")(x[:, :2], LABEL)
+    with pytest.raises(ValueError, match="8 channels cannot be shared out to 3 heads"):
+        unet("coordinated", heads=3)
