@@ -8,6 +8,7 @@ Whatever goes wrong with an input is told in one sentence; set DYNGEN_TRACEBACK=
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import os
 import sys
@@ -33,6 +34,8 @@ train and measure, each with --config FILE (Lightning's command line):
 make and use:
   simulate turbulence  make a Zarr cube of forced two-dimensional turbulence
   rollout              sample an ensemble of trajectories from a trained model into a Zarr
+  evaluate ROLLOUT ... --reference CUBE
+                       score rollouts of any origin against a cube of what came true
   demo                 everything in turn: data, training, rollouts, scores, report
 
 `dyngen VERB --help` lists the options of each; `dyngen fit --config FILE --print_config` shows what
@@ -75,7 +78,16 @@ def run(arguments: Sequence[str]) -> None:
     if verb in LIGHTNING_VERBS:
         from dyngen.experiment import ExperimentCLI
 
-        ExperimentCLI(arguments)
+        try:
+            ExperimentCLI(arguments)
+        except RuntimeError as error:
+            if not str(error).startswith("Error(s) in loading state_dict"):
+                raise
+            detail = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"the checkpoint does not fit the model ({detail}): it was made with another "
+                "network or by another version; train again, or give its own configuration."
+            ) from error
         return
     functions = _functions()
     name = verb
@@ -84,6 +96,8 @@ def run(arguments: Sequence[str]) -> None:
             sys.stdout.write("usage: dyngen simulate turbulence --out cube.zarr [options]\n")
             return
         name, *rest = (f"simulate {rest[0]}", *rest[1:])
+    if name == "evaluate":
+        rest = _listed(rest, "--rollouts")
     if name not in functions:
         verbs = [*LIGHTNING_VERBS, *functions]
         raise ValueError(f"there is no verb '{name}'{nearest(name, verbs)} See dyngen --help.")
@@ -110,8 +124,15 @@ def _functions() -> dict[str, Callable[[], Callable[..., Any]]]:
     return {
         "simulate turbulence": lazily("data_modules.simulated", "write_turbulence"),
         "rollout": lazily("dyngen.forecast", "forecast"),
+        "evaluate": lazily("dyngen.evaluation", "evaluate_rollouts"),
         "demo": lazily("dyngen.demo", "demo"),
     }
+
+
+def _listed(arguments: Sequence[str], option: str) -> list[str]:
+    """Words before the first option as the values of a list: `A B --x 1` is `--option+=A ...`."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    return [f"{option}+={word}" for word in words] + list(arguments[len(words) :])
 
 
 def _log_to_terminal() -> None:

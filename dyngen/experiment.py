@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf import OmegaConf
 
 from dyngen.callbacks.progress import TrainingProgress
+from dyngen.models.checkpoints import not_on_disk, read_checkpoint
 from dyngen.options import OptionParser
 
 # What decides the weights: a run is continued with the same only.
@@ -79,7 +80,11 @@ class ExperimentCLI(LightningCLI):
         if self.subcommand != "fit":  # each keeps its own: that of `fit` is what is gone on with
             self.save_config_kwargs["config_filename"] = f"{self.subcommand}.yaml"
         settings = self.config[self.subcommand]
-        if self.subcommand != "fit" or settings.get("ckpt_path") != "last":
+        checkpoint = str(settings.get("ckpt_path"))
+        if self.subcommand != "fit" and Path(checkpoint).is_file():
+            for name in not_on_disk(read_checkpoint(checkpoint)):
+                settings.model.init_args[name] = None
+        if self.subcommand != "fit" or checkpoint != "last":
             return
         logger = settings.trainer.get("logger")
         if not hasattr(logger, "get") or not logger.get("init_args"):

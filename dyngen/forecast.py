@@ -7,13 +7,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from data_modules.climate_cube import ClimateCubeDataModule, check_compatible, field_arguments
+from data_modules.climate_cube import ClimateCubeDataModule, check_compatible
 from data_modules.normalisation import Normalisation
+from dyngen.callbacks.world import initial_field
 from dyngen.models.checkpoints import load_model
-from dyngen.rollout import Field, write_rollout
+from dyngen.rollout import write_rollout
 from dyngen.rollout.sampling import Sampling, frame_sampler, weights_digest
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,8 @@ def forecast(
     if trained.cube is not None:
         check_compatible(trained.cube, description)
         description = trained.cube  # normalised as in training, whatever this cube's statistics
-    frames, times = data.initial_states(split, initial_states, history, leads=0)
+    frames, _ = data.initial_states(split, initial_states, history, leads=0)
+    places = data.initial_places(split, initial_states, history, leads=0)
     physical = data.normalisation.denormalise(frames)
     trained_on = Normalisation(**description["normalisation"])
     place = _device(device)
@@ -73,7 +74,7 @@ def forecast(
         out,
         sampler,
         trained_on.normalise(physical),
-        Field(initial_times=np.asarray(times)[:, -1], **field_arguments(description)),
+        initial_field(data, places, description),
         members=members,
         steps=steps,
         every=every,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -11,19 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from data_modules.climate_cube import field_arguments
-from dyngen.callbacks.pictures import draw
+from data_modules.truth import Place
 from dyngen.callbacks.tensorboard import log_evaluation
-from dyngen.report.evaluate import evaluate
-from dyngen.report.html import write_report
+from dyngen.callbacks.world import initial_field, world_of
+from dyngen.report.assessment import assess, write_assessment
+from dyngen.report.feature_distances import Features
 from dyngen.report.provenance import machine
-from dyngen.report.summary import summarise
 from dyngen.rollout import Field, FrameSampler, OtherSettings, open_rollout, write_rollout
 from dyngen.rollout.sampling import Sampling, frame_sampler, weights_digest
 
@@ -48,6 +45,8 @@ class RolloutEvaluation(Callback):
         free_run_members: Its members.
         free_run_systems: Which systems run on; by default the first.
         compare: Name -> path of a rollout made elsewhere from the same initial states.
+        features: What frames and films are compared by, for FID, KID, FVD and their curves; None:
+            no such distances.
         output: Folder to write to; by default the logger's.
         seed: With initial state, member and step it decides the random numbers.
         batch_size: The most frames sampled at a time.
@@ -67,6 +66,7 @@ class RolloutEvaluation(Callback):
         free_run_members: int = 4,
         free_run_systems: list[str] | None = None,
         compare: dict[str, str] | None = None,
+        features: Features | None = Features(),  # noqa: B008 (frozen)
         output: str | None = None,
         seed: int = 0,
         batch_size: int = 64,
@@ -91,6 +91,7 @@ class RolloutEvaluation(Callback):
         self.free_run_steps = free_run_steps
         self.free_run_members = free_run_members
         self.compare = compare or {}
+        self.features = features
         self.output = output
         self.seed = seed
         self.batch_size = batch_size
@@ -143,7 +144,7 @@ class RolloutEvaluation(Callback):
         Raises:
             ValueError: If there is no data module with initial states.
         """
-        data = getattr(trainer, "datamodule", None)
+        data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "initial_states"):
             raise ValueError(
                 "RolloutEvaluation needs a data module with initial states; configure one, such as "
@@ -152,7 +153,7 @@ class RolloutEvaluation(Callback):
         output = Path(self.output or trainer.log_dir or trainer.default_root_dir)
         samplers = {name: frame_sampler(model, how) for name, how in self.systems.items()}
         history = max(sampler.history_length for sampler in samplers.values())
-        world = _World(data, split, history, self.leads)
+        start = _Start(data, split, history, self.leads)
         seconds: dict[str, float] = {}
         forecasts: dict[str, xr.Dataset] = {}
         free_runs: dict[str, xr.Dataset] = {}
@@ -165,32 +166,18 @@ class RolloutEvaluation(Callback):
                 for kind, initials, members, steps, found in runs:
                     started = time.perf_counter()
                     path = output / "rollouts" / split / f"{name} {kind}.zarr".replace(" ", "_")
-                    self._roll_out(path, model, sampler, world, initials, members, steps)
+                    self._roll_out(path, model, sampler, start, initials, members, steps)
                     found[name] = files.enter_context(open_rollout(path))
                     seconds[f"{kind} {name}"] = round(time.perf_counter() - started, 1)
             for name, place in self.compare.items():
                 forecasts[name] = files.enter_context(open_rollout(place))
             started = time.perf_counter()
-            truth, initial_frames = world.truth(self.initial_states)
-            reference = world.runs(split)
-            scores = evaluate(
-                forecasts,
-                truth,
-                reference=reference,
-                training=world.runs("train"),
-                initial_frames=initial_frames,
-                free_runs=free_runs,
-                area_weights=world.area_weights,
-                periodic=world.periodic,
-                seed=self.seed,
+            world = world_of(
+                data, split, start.places(self.initial_states), range(1, self.leads + 1)
             )
-            summary = summarise(scores)
-            figures, animation = draw(scores, truth, forecasts, reference, free_runs)
+            found_out = assess(forecasts, free_runs, world, features=self.features, seed=self.seed)
         seconds["scores"] = round(time.perf_counter() - started, 1)
-        summary["seconds"] = seconds
-        output.mkdir(parents=True, exist_ok=True)
-        _write_netcdf(scores, output / "scores.nc")
-        _write_text(output / "summary.json", json.dumps(summary, indent=2))
+        found_out.summary["seconds"] = seconds
         provenance = {
             "model": f"{type(model).__name__}, {trainer.ckpt_path or 'in training'}",
             "systems": {name: asdict(how) for name, how in self.systems.items()},
@@ -199,22 +186,21 @@ class RolloutEvaluation(Callback):
             "seconds": seconds,
             "machine": machine(),
         }
-        write_report(output / "report.html", scores, summary, figures, animation, provenance)
-        log_evaluation(trainer, summary, figures, animation)
-        log.info("scores in %s, report in %s", output / "summary.json", output / "report.html")
-        return summary
+        write_assessment(output, found_out, provenance)
+        log_evaluation(trainer, found_out.summary, found_out.figures, found_out.animation)
+        return found_out.summary
 
     def _roll_out(
         self,
         path: Path,
         model: LightningModule,
         sampler: FrameSampler,
-        world: _World,
+        start: _Start,
         initials: int,
         members: int,
         steps: int,
     ) -> None:
-        histories, times = world.histories(initials, sampler.history_length)
+        histories = start.histories(initials, sampler.history_length)
         for attempt in range(2):
             try:
                 log.info("%s: %d x %d members, %d frames", path.name, initials, members, steps)
@@ -222,13 +208,13 @@ class RolloutEvaluation(Callback):
                     path,
                     sampler,
                     histories,
-                    world.field(times),
+                    start.field(initials),
                     members=members,
                     steps=steps,
                     seed=self.seed,
                     settings={"model": type(model).__name__, "weights": weights_digest(model)},
                     batch_size=self.batch_size,
-                    denormalise=world.data.normalisation.denormalise,
+                    denormalise=start.data.normalisation.denormalise,
                     device=model.device,
                     progress=True,
                 )
@@ -240,8 +226,8 @@ class RolloutEvaluation(Callback):
                 shutil.rmtree(path)
 
 
-class _World:
-    """What a rollout is compared with: the truth of one split, in physical units.
+class _Start:
+    """Where the rollouts of one split start.
 
     Args:
         data: A data module of cubes.
@@ -252,71 +238,19 @@ class _World:
 
     def __init__(self, data: Any, split: str, history: int, leads: int) -> None:
         self.data, self.split, self.history, self.leads = data, split, history, leads
-        self.description = data.description()
-        self.dims = tuple(self.description["dims"])
-        self.periodic = tuple(self.description["boundary"][d] == "periodic" for d in self.dims)
-        self.area_weights = xr.DataArray(
-            self.description["area_weights"].numpy(), dims=self.dims[0]
-        )
 
-    def histories(self, initials: int, length: int) -> tuple[Tensor, np.ndarray]:
-        """Normalised histories (N, length, C, H, W), and the times (N,) of their last frames."""
-        frames, times = self._windows(initials)
-        given = frames[:, self.history - length : self.history].clone()
-        return given, times[:, self.history - 1]
+    def histories(self, initials: int, length: int) -> Tensor:
+        """Normalised histories (N, length, C, H, W)."""
+        frames, _ = self.data.initial_states(self.split, initials, self.history, self.leads)
+        return frames[:, self.history - length : self.history].clone()
 
-    def field(self, initial_times: np.ndarray) -> Field:
-        """What a rollout from these times is made of."""
-        return Field(initial_times=initial_times, **field_arguments(self.description))
-
-    def truth(self, initials: int) -> tuple[xr.Dataset, xr.Dataset]:
-        """What came true, (initial, lead, y, x), and the last given frames, (initial, y, x)."""
-        frames, times = self._windows(initials)
-        frames = self.data.normalisation.denormalise(frames)
-        start = {"initial_time": ("initial", times[:, self.history - 1])}
-        came = self._dataset(frames[:, self.history :], ("initial", "lead"), start)
-        given = self._dataset(frames[:, self.history - 1], ("initial",), start)
-        return came, given
-
-    def runs(self, split: str, frames: int = 20_000) -> xr.Dataset:
-        """Runs of a split, (run, time, y, x), cut to the shortest and to so many frames in all."""
-        count = self.data.run_count(split)
-        lengths = [len(self.data.read_run(split, index)[1]) for index in range(count)]
-        longest = max(lengths)
-        chosen = [i for i, length in enumerate(lengths) if length >= min(longest, 2 * self.leads)]
-        length = min(lengths[i] for i in chosen)
-        keep = max(1, min(len(chosen), frames // length))
-        chosen = [chosen[i * len(chosen) // keep] for i in range(keep)]
-        runs = [self.data.read_run(split, i)[0][: min(length, frames)] for i in chosen]
-        return self._dataset(
-            self.data.normalisation.denormalise(torch.stack(runs)), ("run", "time"), {}
-        )
-
-    def _windows(self, initials: int) -> tuple[Tensor, np.ndarray]:
-        found: tuple[Tensor, np.ndarray] = self.data.initial_states(
+    def places(self, initials: int) -> list[Place]:
+        """Trajectory and number of the last frame of each history."""
+        found: list[Place] = self.data.initial_places(
             self.split, initials, self.history, self.leads
         )
         return found
 
-    def _dataset(self, frames: Tensor, dims: tuple[str, ...], coords: dict[str, Any]) -> xr.Dataset:
-        """Frames (..., C, H, W) in physical units as a dataset with the cube's own names."""
-        variables = self.description["variables"]
-        space = field_arguments(self.description)["coords"]
-        data = {
-            name: ((*dims, *self.dims), frames[..., channel, :, :].numpy(), dict(attributes))
-            for channel, (name, attributes) in enumerate(variables.items())
-        }
-        return xr.Dataset(data, coords | space)
-
-
-def _write_netcdf(scores: xr.Dataset, path: Path) -> None:
-    """Replace a file at once, so that an interrupted run leaves the old one."""
-    partial = path.with_name(f"{path.name}.partial")
-    scores.to_netcdf(partial, engine="h5netcdf")
-    partial.replace(path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    def field(self, initials: int) -> Field:
+        """What a rollout from here is made of."""
+        return initial_field(self.data, self.places(initials))

@@ -10,6 +10,8 @@ from lightning import LightningModule
 from lightning.pytorch.cli import instantiate_module
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
 
+from dyngen.metrics.features import EncoderFeatures
+
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 
 
@@ -64,6 +66,12 @@ def build(hyper_parameters: dict[str, Any], path: str | Path, **replace: Any) ->
         return instantiate_module(kind, settings | replace)
 
 
+def not_on_disk(checkpoint: dict[str, Any]) -> list[str]:
+    """Arguments of a model that name files which its checkpoint holds itself, or can do without."""
+    names = ("image_model", "reference") if "image_model" in checkpoint else ()
+    return [name for name in names if name in checkpoint.get("hyper_parameters", {})]
+
+
 def load_model(path: str | Path) -> LightningModule:
     """A trained model from its checkpoint alone, in evaluation mode, with averaged weights if any.
 
@@ -71,11 +79,9 @@ def load_model(path: str | Path) -> LightningModule:
         ValueError: If the file is missing, damaged, or does not fit the code, naming it.
     """
     checkpoint = read_checkpoint(path)
-    hyper_parameters = checkpoint.get("hyper_parameters", {})
-    # What the checkpoint holds itself, or only training needed, is not looked for on disk.
-    names = ("image_model", "reference") if "image_model" in checkpoint else ()
-    embedded = {name: None for name in names if name in hyper_parameters}
-    model = build(hyper_parameters, path, **embedded)
+    model = build(
+        checkpoint.get("hyper_parameters", {}), path, **dict.fromkeys(not_on_disk(checkpoint))
+    )
     model.on_load_checkpoint(checkpoint)
     missing, unexpected = model.load_state_dict(checkpoint["state_dict"], strict=False)
     if missing or unexpected:
@@ -85,3 +91,23 @@ def load_model(path: str | Path) -> LightningModule:
             "network, train again."
         )
     return model.eval().requires_grad_(False)
+
+
+def encoder_features(checkpoint: str, **settings: Any) -> EncoderFeatures:
+    """Features of frames from the denoiser of a trained model; for `Features` by class path.
+
+    Args:
+        checkpoint: Of an image model, or a discriminator, which holds one.
+        settings: Of `EncoderFeatures`: layer, sigma and name.
+
+    Raises:
+        ValueError: If the model has no denoiser of frames, naming it.
+    """
+    model = load_model(checkpoint)
+    denoiser = getattr(model, "denoiser", None)
+    if not isinstance(denoiser, torch.nn.Module):
+        raise ValueError(
+            f"{checkpoint} holds a {type(model).__name__}, which has no denoiser of frames; give "
+            "the checkpoint of an image model."
+        )
+    return EncoderFeatures(denoiser, **settings)

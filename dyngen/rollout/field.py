@@ -41,6 +41,8 @@ class Field:
         coords: spatial coordinates: name -> (dimensions, values, attributes).
         time_attributes: attributes of numeric times, such as their units.
         attributes: attributes of the whole dataset, such as its title.
+        initial_trajectories: (N,) numbers of the trajectories that the initial states are of, for
+            a world that has several.
 
     Raises:
         ValueError: when a coordinate does not fit the grid, a name is taken twice, or times and
@@ -55,10 +57,11 @@ class Field:
     coords: Mapping[str, Coordinate] = field(default_factory=dict)
     time_attributes: Mapping[str, Any] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    initial_trajectories: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         sizes = dict(zip(self.dims, self.shape, strict=True))
-        taken = {"initial", "member", "lead", "time", "initial_time"}
+        taken = {"initial", "member", "lead", "time", "initial_time", "initial_trajectory"}
         for name in [*self.variables, *self.dims]:
             if name in taken:
                 raise ValueError(f"{name!r} cannot be a variable or dimension of a rollout's grid.")
@@ -71,6 +74,10 @@ class Field:
                 )
         if self.initial_times.ndim != 1:
             raise ValueError("initial_times must have one dimension, one time per initial state.")
+        if self.initial_trajectories is not None and (
+            np.shape(self.initial_trajectories) != self.initial_times.shape
+        ):
+            raise ValueError("initial_trajectories must have one number per initial state.")
         if self.has_dates != isinstance(self.step, np.timedelta64 | datetime.timedelta):
             raise ValueError(
                 f"the step between frames, {self.step!r}, must be a timedelta when the initial "
@@ -119,6 +126,13 @@ def empty_rollout(
             "_FillValue": None,
         }
     coords, time_encoding = _times(field, layout)
+    if field.initial_trajectories is not None:
+        numbers = np.asarray(field.initial_trajectories, dtype=np.int64)
+        coords["initial_trajectory"] = (
+            () if one else "initial",
+            numbers[0] if one else numbers,
+            {"long_name": "trajectory of the initial state"},
+        )
     coords["member"] = ("member", np.arange(layout.members), {"standard_name": "realization"})
     coords |= {name: (dims, v, _portable(a)) for name, (dims, v, a) in field.coords.items()}
     for name, coord in coords.items():
