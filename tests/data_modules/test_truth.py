@@ -52,7 +52,7 @@ def test_runs_of_a_split_are_whole_or_thinned_evenly(make_cube: MakeCube) -> Non
 
 
 def test_a_cropped_module_gives_the_same_crop_as_its_batches(make_cube: MakeCube) -> None:
-    truth, data, cube = opened(make_cube(), crop=(2, 3))
+    truth, data, _cube = opened(make_cube(), crop=(2, 3))
     frames, _ = data.initial_states("test", 1, 1, 2)
     places = data.initial_places("test", 1, 1, 2)
     came = truth.after(places, [1, 2])["u"]
@@ -92,11 +92,11 @@ def test_dates_are_found_in_any_calendar(make_cube: MakeCube) -> None:
 
 def test_what_cannot_be_verified_is_said(make_cube: MakeCube) -> None:
     truth, _, _ = opened(make_cube())
-    with pytest.raises(DataError, match="has no frame at time 0.7"):
+    with pytest.raises(DataError, match=r"has no frame at time 0\.7"):
         truth.places(np.array([0.7]), np.array([0]))
-    with pytest.raises(DataError, match="8 trajectories.*initial_trajectory"):
+    with pytest.raises(DataError, match=r"8 trajectories.*initial_trajectory"):
         truth.places(np.array([0.5]))
-    with pytest.raises(DataError, match="trajectory 8.*trajectories 0 to 7"):
+    with pytest.raises(DataError, match=r"trajectory 8.*trajectories 0 to 7"):
         truth.places(np.array([0.5]), np.array([8]))
     with pytest.raises(DataError, match="are numbers, those of the rollout dates"):
         truth.places(np.array(["2000-01-01"], dtype="datetime64[s]"), np.array([0]))

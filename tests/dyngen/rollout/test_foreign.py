@@ -65,7 +65,7 @@ def test_a_film_is_a_free_run() -> None:
 
 def test_what_is_left_over_is_named() -> None:
     odd = weatherbench().expand_dims(level=[500, 850])
-    with pytest.raises(NotARollout, match="'t' has dimensions .*'level'.* left over"):
+    with pytest.raises(NotARollout, match=r"'t' has dimensions .*'level'.* left over"):
         as_rollout(odd, ["t"], SPACE)
     with pytest.raises(NotARollout, match="no time of their initial state"):
         as_rollout(weatherbench().isel(time=0, drop=True), ["t"], SPACE)
