@@ -15,6 +15,10 @@ leapfrog, for which without a force
     E = |v'|^2 / 2 + w^2 Re(q^* q') / 2,       E' - E = -2 xi w h |(v + v') / 2|^2 <= 0,
 
 and E, which is positive as long as ``w h < 2``, never grows.
+
+What is not joined sways by itself, though a spectrum shows everything at once: two stems may share
+a frequency, and a pull at one must not move the other. :func:`moving_parts` tells the things in the
+image apart, and :func:`modes_of_parts` gives each modes of its own.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ from dyngen.motion.spectral_volume import FRAMES, as_complex
 
 LARGEST_PHASE = 0.25  # radians of the fastest mode in one step: its period is right to 0.3 percent
 STIFFEST, LOOSEST = 0.5, 1e-4  # damping ratios a spectrum can be believed to show
+HAND, HAND_DAMPING = 3.0, 0.9  # hertz and ratio of the spring by which a hand holds on
+COHERENT = 0.5  # neighbours whose motions differ by less of the larger one belong together
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,18 @@ class ModalState(NamedTuple):
 
     position: Tensor
     velocity: Tensor
+
+
+class PartModes(NamedTuple):
+    """Modes each of which moves one part of the image alone.
+
+    Attributes:
+        modes: M of them, zero outside their part.
+        part: ``(M,)`` int64, the label of each mode's part.
+    """
+
+    modes: Modes
+    part: Tensor
 
 
 def modal_analysis(
@@ -144,6 +162,98 @@ def modes_of_terms(
     )
 
 
+def moving_parts(volume: Tensor, least: float = 0.1, pixels: int = 16, count: int = 15) -> Tensor:
+    """Labels ``(H, W)`` int64 of the things that move: 1, 2, ... from the strongest, 0 the rest.
+
+    Neighbours belong together if they move alike at all frequencies. The strength of a part is its
+    mean square displacement summed over its pixels.
+
+    Args:
+        volume: ``(1, K, 4, H, W)`` or ``(K, 4, H, W)``, K of at least 2.
+        least: pixels of amplitude below which nothing moves.
+        pixels: parts of fewer go with the rest.
+        count: the most parts besides the rest.
+    """
+    motion = (volume if volume.ndim == 4 else volume[0])[1:].flatten(0, 1)  # (4 (K - 1), H, W)
+    power = motion.square().sum(0)
+    moves = power > least**2
+    across = _alike(motion[:, :, 1:], motion[:, :, :-1]) & moves[:, 1:] & moves[:, :-1]
+    down = _alike(motion[:, 1:], motion[:, :-1]) & moves[1:] & moves[:-1]
+    label = _components(across, down)
+    _, label, sizes = torch.unique(label, return_inverse=True, return_counts=True)
+    strength = torch.zeros(len(sizes), dtype=torch.float64, device=volume.device)
+    strength.index_add_(0, label.flatten(), (power * moves).double().flatten())
+    strength[sizes < pixels] = 0
+    order = strength.argsort(descending=True, stable=True)[:count]
+    order = order[strength[order] > 0]
+    number = torch.zeros_like(sizes)
+    number[order] = torch.arange(1, len(order) + 1, device=volume.device)
+    return number[label]
+
+
+def modes_of_parts(
+    volume: Tensor,
+    parts: Tensor,
+    period: int = FRAMES,
+    frames_per_second: float = 30.0,
+    count: int = 16,
+    damping: float | None = None,
+) -> PartModes:
+    """The strongest modes of a motion whose parts sway by themselves.
+
+    Every part that moves gets its strongest mode as long as they last, then the strongest of all
+    are taken. They are sorted by part, then by frequency.
+
+    Args:
+        volume: ``(1, K, 4, H, W)`` or ``(K, 4, H, W)``.
+        parts: labels ``(H, W)`` of integers, as from :func:`moving_parts`.
+        period: T.
+        frames_per_second: of the video.
+        count: the most modes.
+        damping: None for :func:`modal_analysis` of each part; a ratio for
+            :func:`modes_of_terms`, which is meant for sampled volumes.
+
+    Raises: ValueError if nothing moves, or if shapes do not fit.
+    """
+    volume = volume if volume.ndim == 4 else volume[0]
+    if parts.shape != volume.shape[-2:]:
+        raise ValueError(
+            f"parts has shape {tuple(parts.shape)}; it must be that of the image, "
+            f"{tuple(volume.shape[-2:])}."
+        )
+    found: list[tuple[int, float, int, Modes]] = []  # rank in the part, strength, part, mode
+    for label in parts.unique().tolist():
+        own = volume[:, :, parts == label][:, :, None]  # (K, 4, 1, pixels)
+        if not bool(own[1:].any()):
+            continue
+        if damping is None:
+            modes = modal_analysis(own, period, frames_per_second, count)
+        else:
+            modes = modes_of_terms(own, period, frames_per_second, damping)
+        strengths = modes.shapes.abs().square().sum((1, 2, 3)).tolist()
+        ranked = sorted(range(len(strengths)), key=lambda m: -strengths[m])
+        found += [
+            (rank, strengths[m], label, _one(modes, m))
+            for rank, m in enumerate(ranked)
+            if strengths[m] > 0
+        ]
+    if not found:
+        raise ValueError("The volume holds no motion but the mean; there are no modes to find.")
+    found.sort(key=lambda one: (one[0] > 0, -one[1]))
+    chosen = sorted(found[:count], key=lambda one: (one[2], one[3].frequencies.item()))
+    shapes = chosen[0][3].shapes.new_zeros(len(chosen), 2, *parts.shape)
+    for shape, (_, _, label, mode) in zip(shapes, chosen, strict=True):
+        shape[:, parts == label] = mode.shapes[0, :, 0]
+    return PartModes(
+        Modes(
+            shapes,
+            torch.cat([mode.frequencies for *_, mode in chosen]),
+            torch.cat([mode.damping for *_, mode in chosen]),
+        ),
+        torch.tensor([label for _, _, label, _ in chosen], device=volume.device),
+    )
+
+
 def rest(modes: Modes, *batch: int) -> ModalState:
     """The state in which nothing moves: ``(*batch, M)``."""
     zero = modes.shapes.new_zeros(*batch, len(modes.shapes))
@@ -176,6 +286,28 @@ def step(
         velocity = ((1 - loss) * velocity + h * (push - w**2 * position)) / (1 + loss)
         position = position + h * velocity
     return ModalState(position, velocity)
+
+
+def pull(
+    modes: Modes, state: ModalState, duration: float, target: Tensor, held: Tensor | None = None
+) -> ModalState:
+    """The state ``duration`` seconds later while a hand draws modes to where it wants them.
+
+    The hand is a spring that is stiffer than the modes and nearly critically damped, so that what
+    is held follows it at once and is let go without a jerk. The other modes sway freely.
+
+    Args:
+        state: ``(..., M)``.
+        target: ``(..., M)`` complex coordinates, as from :func:`hold`.
+        held: which modes are in the hand, ``(M,)`` bool; None is all of them.
+    """
+    frequency = torch.full_like(modes.frequencies, HAND)
+    hand = Modes(modes.shapes, frequency, torch.full_like(modes.damping, HAND_DAMPING))
+    drawn = step(hand, state, duration, hand.angular**2 * target)
+    if held is None:
+        return drawn
+    free = step(modes, state, duration)
+    return ModalState(*(torch.where(held, a, b) for a, b in zip(drawn, free, strict=True)))
 
 
 def substeps(modes: Modes, duration: float) -> int:
@@ -215,11 +347,21 @@ def project_force(modes: Modes, point: tuple[float, float], force: tuple[float, 
     return shapes_at(modes, point).conj() @ direction
 
 
-def hold(modes: Modes, point: tuple[float, float], offset: tuple[float, float]) -> Tensor:
+def hold(
+    modes: Modes,
+    point: tuple[float, float],
+    offset: tuple[float, float],
+    reach: float = math.inf,
+) -> Tensor:
     """Coordinates ``(M,)`` in which the point (x, y) is held ``offset`` (x, y) pixels away.
 
     It is the equilibrium under a constant force at that point: of all coordinates that bring it
     there, those of least energy. Where the modes do not move the point in some direction, it stays.
+
+    Args:
+        reach: pixels that nothing may move beyond. Pulling at the foot of a stem would throw its
+            tip far; with r the bound ``sum_m |q_m| max_p |S_m(p)|``, all coordinates are divided by
+            ``sqrt(1 + (r / reach)^2)``.
 
     Raises: ValueError if the point is outside the image.
     """
@@ -227,7 +369,10 @@ def hold(modes: Modes, point: tuple[float, float], offset: tuple[float, float]) 
     response = (shapes_at(modes, point).T @ compliant).real  # (2, 2): offset by force
     wanted = torch.tensor(offset, dtype=response.dtype, device=response.device)
     force = torch.linalg.pinv(response, rtol=1e-3, hermitian=True) @ wanted
-    return compliant @ force.to(compliant.dtype)
+    position = compliant @ force.to(compliant.dtype)
+    farthest = modes.shapes.abs().square().sum(1).amax((1, 2)).sqrt()
+    bound = (position.abs() * farthest).sum()
+    return position / (1 + (bound / reach).square()).sqrt()
 
 
 def shapes_at(modes: Modes, point: tuple[float, float]) -> Tensor:
@@ -249,6 +394,40 @@ def shapes_at(modes: Modes, point: tuple[float, float]) -> Tensor:
     upper = (1 - fx) * s[:, :, top, left] + fx * s[:, :, top, right]
     lower = (1 - fx) * s[:, :, bottom, left] + fx * s[:, :, bottom, right]
     return (1 - fy) * upper + fy * lower
+
+
+def _one(modes: Modes, m: int) -> Modes:
+    own = slice(m, m + 1)
+    return Modes(modes.shapes[own], modes.frequencies[own], modes.damping[own])
+
+
+def _alike(motion: Tensor, other: Tensor) -> Tensor:
+    """Whether two motions ``(C, H, W)`` differ by little, pixel by pixel: ``(H, W)``."""
+    larger = torch.maximum(motion.square().sum(0), other.square().sum(0))
+    return (motion - other).square().sum(0) <= COHERENT**2 * larger
+
+
+def _components(across: Tensor, down: Tensor) -> Tensor:
+    """Labels ``(H, W)`` of the pixels joined by links to the right ``(H, W - 1)`` and down.
+
+    Each pixel takes the least label of those it is joined to, then the label of that label, which
+    doubles the distance labels travel, until nothing changes.
+    """
+    height, width = len(across), down.shape[1]
+    label = torch.arange(height * width, device=across.device).view(height, width)
+    far = label.numel()
+    while True:
+        before = label.clone()
+        for link, here, there in (
+            (across, label[:, :-1], label[:, 1:]),
+            (down, label[:-1], label[1:]),
+        ):
+            least = torch.where(link, torch.minimum(here, there), far)
+            here.copy_(torch.minimum(here, least))
+            there.copy_(torch.minimum(there, least))
+        label = label.flatten()[label]
+        if torch.equal(label, before):
+            return label
 
 
 def _peaks(power: Tensor) -> list[int]:
