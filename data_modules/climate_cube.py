@@ -12,9 +12,10 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
+from data_modules.axes import is_latitude
 from data_modules.blocks import Block, read_block
 from data_modules.conditioning import Conditioning, read_conditioning
-from data_modules.cube import Cube, is_latitude, open_cube
+from data_modules.cube import Cube, open_cube
 from data_modules.errors import DataError
 from data_modules.loader import Batch, WindowLoader
 from data_modules.normalisation import Normalisation
@@ -35,9 +36,11 @@ class ClimateCubeDataModule(LightningDataModule):
     a split, a trajectory or a gap in time.
 
     Args:
-        path: A Zarr group or a NetCDF file.
+        path: A Zarr group or a NetCDF file, on disk or behind a URL (`s3://`, `gs://`, `https://`);
+            a pattern such as `pr_*.nc` or a list of paths is joined by coordinates.
         variables: Names of the variables, which become the channels in this order; by default all
-            that have dimensions of time and space.
+            that have dimensions of time and space. Each level of a variable with levels is a
+            channel, such as `ta_850`, and can be named alone.
         window_length: Frames in a window.
         window_stride: Frames of the cube from the start of a window to that of the next.
         frame_stride: Frames of the cube from one frame of a window to the next.
@@ -57,12 +60,15 @@ class ClimateCubeDataModule(LightningDataModule):
         time_dim: Name of the dimension of time; found by its attributes or name by default.
         trajectory_dim: Name of the dimension of independent trajectories; likewise.
         spatial_dims: Names of the two dimensions in space, rows first; likewise.
-        boundary: For rows and columns `periodic`, `reflect` or `zero`; by default as the
-            coordinates say: `periodic` for longitudes around the globe, `reflect` else.
+        boundary: For rows and columns `periodic`, `pole`, `reflect` or `zero`; by default as the
+            coordinates say: `periodic` for longitudes around the globe, then `pole` for latitudes
+            that reach both poles, and `reflect` else.
         missing: `refuse` missing values, or `fill` them.
         fill_value: What to fill with, in physical units, for all variables or by name; by default
             the mean over the training split.
         seed: Names the shuffling.
+        storage_options: For the file system of a URL, as fsspec takes them: credentials, an
+            endpoint, or for public data `{"anon": true}` (S3) and `{"token": "anon"}` (Google).
 
     Raises:
         DataError: From `setup`, if the cube cannot be used as asked.
@@ -70,7 +76,7 @@ class ClimateCubeDataModule(LightningDataModule):
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | list[str],
         variables: list[str] | None = None,
         window_length: int = 2,
         window_stride: int = 1,
@@ -91,11 +97,13 @@ class ClimateCubeDataModule(LightningDataModule):
         missing: Literal["refuse", "fill"] = "refuse",
         fill_value: float | dict[str, float] | None = None,
         seed: int = 0,
+        storage_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}; make it 1 or more.")
-        self.path, self.variables = str(path), variables
+        self._paths, self.variables = path, variables
+        self.path = str(path) if isinstance(path, str | Path) else ", ".join(map(str, path))
         self.window_length, self.window_stride = window_length, window_stride
         self.frame_stride = frame_stride
         self._splits, self._split_by = splits, split_by
@@ -110,6 +118,7 @@ class ClimateCubeDataModule(LightningDataModule):
             "boundary": boundary,
             "missing": missing,
             "fill_value": fill_value,
+            "storage_options": storage_options,
         }
         self._cube: Cube | None = None
         self._statistics: Statistics | None = None
@@ -126,7 +135,7 @@ class ClimateCubeDataModule(LightningDataModule):
         """
         if self._cube is not None:
             return
-        cube = open_cube(self.path, self.variables, **self._opening)
+        cube = open_cube(self._paths, self.variables, **self._opening)
         if self._crop is not None:
             _check_crop(cube, self._crop, bool(self._static))
         self.splits = make_splits(cube, self._splits, self._split_by)
@@ -177,7 +186,7 @@ class ClimateCubeDataModule(LightningDataModule):
         if rows in self.cube.coords:
             _, values, attrs = self.cube.coords[rows]
             if is_latitude(rows, attrs):
-                weights = torch.from_numpy(np.cos(np.deg2rad(values[self._centre()[0]]))).float()
+                weights = torch.from_numpy(np.cos(np.deg2rad(values[self.crop_slices[0]]))).float()
                 return weights / weights.mean()
         return torch.ones(self.shape[0])
 
@@ -199,11 +208,11 @@ class ClimateCubeDataModule(LightningDataModule):
 
         Keys: `variables` (name -> attributes, in the order of channels), `dims` (rows, columns),
         `shape` (H, W), `coords` (name -> `dims`, `values` as a tensor, `attributes`), `boundary`
-        (dimension -> periodic, reflect or zero), `area_weights` (H,), `normalisation` (`mean` and
-        `std`, lists by channel), `time` (`step` between frames of a window, its `unit`: seconds
+        (dimension -> periodic, pole, reflect or zero), `area_weights` (H,), `normalisation` (`mean`
+        and `std`, lists by channel), `time` (`step` between frames of a window, its `unit`: seconds
         where times are dates, `calendar`, `attributes`) and `attributes` of the cube.
         """
-        cube, centre = self.cube, self._centre()
+        cube, centre = self.cube, self.crop_slices
         slices = dict(zip(cube.dims, centre, strict=True))
         edges = zip(cube.dims, cube.boundary, cube.shape, self.shape, strict=True)
         return {
@@ -219,7 +228,7 @@ class ClimateCubeDataModule(LightningDataModule):
                 for name, (dims, values, attrs) in cube.coords.items()
             },
             "boundary": {
-                dim: edge if size == kept or edge != "periodic" else "reflect"
+                dim: edge if size == kept or edge not in ("periodic", "pole") else "reflect"
                 for dim, edge, size, kept in edges
             },
             "area_weights": self.area_weights,
@@ -308,13 +317,21 @@ class ClimateCubeDataModule(LightningDataModule):
             DataError: If there are not so many windows of that length.
         """
         windows = Windows(self.split(split), history + leads, 1, self.frame_stride)
-        if not 1 <= count <= len(windows):
-            raise DataError(
-                f"{count} initial states of {history} + {leads} frames were asked for, but the "
-                f"split '{split}' has {len(windows)} such windows; ask for fewer or shorter ones."
-            )
-        parts = [self._read(windows, *place) for place in _spread(windows, count)]
+        places = self._places(windows, count, history, leads)
+        parts = [self._read(windows, *place) for place in places]
         return torch.stack([frames for frames, _ in parts]), np.stack([times for _, times in parts])
+
+    def initial_places(
+        self, split: str, count: int, history: int, leads: int
+    ) -> list[tuple[int, int]]:
+        """Where `initial_states` finds its initial states: (trajectory, number of the frame).
+
+        Raises:
+            DataError: As `initial_states`.
+        """
+        windows = Windows(self.split(split), history + leads, 1, self.frame_stride)
+        before = (history - 1) * self.frame_stride
+        return [(t, start + before) for t, start in self._places(windows, count, history, leads)]
 
     def sample_frames(self, split: str, count: int) -> Tensor:
         """Normalised frames (count, C, H, W) spread evenly over a split, always the same.
@@ -401,9 +418,20 @@ class ClimateCubeDataModule(LightningDataModule):
         assert self._conditioning is not None
         return batch | self._conditioning.of(block.trajectory[index], number)
 
+    def _places(
+        self, windows: Windows, count: int, history: int, leads: int
+    ) -> list[tuple[int, int]]:
+        if not 1 <= count <= len(windows):
+            raise DataError(
+                f"{count} initial states of {history} + {leads} frames were asked for, but the "
+                f"split '{windows.split.name}' has {len(windows)} such windows; ask for fewer or "
+                "shorter ones."
+            )
+        return _spread(windows, count)
+
     def _read(self, windows: Windows, trajectory: int, start: int) -> tuple[Tensor, np.ndarray]:
         frames = windows.frames(start)
-        split, (rows, columns) = windows.split, self._centre()
+        split, (rows, columns) = windows.split, self.crop_slices
         if self.in_memory:
             first = 0
             for low, high in split.runs:
@@ -419,7 +447,8 @@ class ClimateCubeDataModule(LightningDataModule):
             values = self.normalisation.normalise(torch.from_numpy(read[0])).nan_to_num_(nan=0.0)
         return values[:, :, rows, columns].clone(), self.cube.times[frames]
 
-    def _centre(self) -> tuple[slice, slice]:
+    @property
+    def crop_slices(self) -> tuple[slice, slice]:
         """Rows and columns of the central crop, or all."""
         pairs = zip(self.cube.shape, self.shape, strict=True)
         rows, columns = (slice((n - m) // 2, (n - m) // 2 + m) for n, m in pairs)

@@ -1,35 +1,45 @@
 """A data cube as it lies on disk: what is in it, and how to read a piece of it.
 
 A cube is anything that xarray opens with one or more variables over time and two dimensions in
-space, and perhaps a dimension of independent trajectories. `open_cube` finds these by name or by
-their CF attributes, checks all that can be checked without reading the fields, and describes the
-result as a `Cube`, whose `read` gives float32 frames.
+space, and perhaps dimensions of independent trajectories and of levels. `open_cube` finds these by
+their CF attributes or their names, checks all that can be checked without reading the fields, and
+describes the result as a `Cube`, whose `read` gives float32 frames.
 """
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import os
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import cftime
+import dask
 import numpy as np
 import xarray as xr
 
+from data_modules import chunks
+from data_modules.axes import (
+    BOUNDARIES,
+    find_boundary,
+    find_other_dims,
+    find_spatial_dims,
+    find_time_dim,
+    listed,
+    nearest,
+    read_spatial_coords,
+)
+from data_modules.calendars import GAP, read_times, show, typical_step
 from data_modules.errors import DataError
+from data_modules.sources import Paths, Source, find_source, first_line, trouble_at
 
-TIME_NAMES = ("time", "valid_time", "t")
-TRAJECTORY_NAMES = ("trajectory", "member", "realization", "number", "ensemble", "sample")
-ROW_NAMES = ("y", "lat", "latitude", "rlat", "projection_y_coordinate", "grid_latitude")
-COLUMN_NAMES = ("x", "lon", "longitude", "rlon", "projection_x_coordinate", "grid_longitude")
-BOUNDARIES = ("periodic", "reflect", "zero")
-EPOCH = "1970-01-01"
-GAP = 1.5  # steps: months differ in length by less, a missing frame makes more
+
+class Channel(NamedTuple):
+    """Where a channel comes from: a variable of the cube, and perhaps one of its levels."""
+
+    variable: str
+    level_dim: str | None = None
+    level: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,10 @@ class Cube:
 
     Args:
         path: Where it is.
-        variables: Attributes of each variable, in the order of the channels.
+        source: The files, and how to open them.
+        variables: Attributes of each channel, by its name: that of a variable, or of a variable
+            and a level such as `ta_850`.
+        channels: Where each channel comes from.
         time_dim: Name of the dimension of time.
         trajectory_dim: Name of the dimension of independent trajectories, if there is one.
         dims: Names of the dimensions in space, rows first.
@@ -59,7 +72,9 @@ class Cube:
     """
 
     path: str
+    source: Source
     variables: dict[str, dict[str, Any]]
+    channels: tuple[Channel, ...]
     time_dim: str
     trajectory_dim: str | None
     dims: tuple[str, str]
@@ -87,7 +102,7 @@ class Cube:
     def dataset(self) -> xr.Dataset:
         """The opened dataset; each process opens its own."""
         if os.getpid() not in self._open:
-            self._open[os.getpid()] = open_dataset(self.path)
+            self._open[os.getpid()] = self.source.open()
         return self._open[os.getpid()]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,28 +131,79 @@ class Cube:
         if out is None:
             counts = (trajectories.stop - trajectories.start, len(self.times[frames]))
             out = np.empty((*counts, len(self.variables), *self.shape), dtype=np.float32)
-        for channel, name in enumerate(self.variables):
-            array = self.dataset[name].isel({self.time_dim: frames})
-            order: tuple[str, ...] = (self.time_dim, *self.dims)
-            if self.trajectory_dim is not None:
-                array = array.isel({self.trajectory_dim: trajectories})
-                order = (self.trajectory_dim, *order)
-            try:
-                values = array.transpose(*order).values
-            except Exception as error:  # each codec and file system raises its own
-                raise DataError(
-                    f"Variable '{name}' of {self.path} cannot be read from "
-                    f"{self.span(frames)} ({first_line(error)}); the file may be damaged."
-                ) from error
-            target = out[:, :, channel]
-            target[...] = values.reshape(target.shape)
-            self._mind_missing(target, channel, trajectories, frames)
+        for name, within in self._stored():
+            values = self._stored_values(name, within, trajectories, frames)
+            # (trajectories, frames, levels, H, W)
+            out[:, :, within] = values.reshape(*out.shape[:2], -1, *self.shape)
+            self._mind_absent(out[:, :, within], name, within, trajectories, frames)
+            for channel in range(within.start, within.stop):
+                self._mind_missing(out[:, :, channel], channel, trajectories, frames)
         return out
+
+    def _stored(self) -> Iterator[tuple[str, slice]]:
+        """Variables as they are stored, and their channels, which are read together."""
+        start = 0
+        for name, group in itertools.groupby(self.channels, lambda channel: channel.variable):
+            stop = start + len(list(group))
+            yield name, slice(start, stop)
+            start = stop
+
+    def _stored_values(
+        self, name: str, within: slice, trajectories: slice, frames: slice
+    ) -> np.ndarray:
+        order = [self.time_dim, *self.dims]
+        chosen: dict[str, Any] = {self.time_dim: frames}
+        if self.trajectory_dim is not None:
+            chosen[self.trajectory_dim] = trajectories
+            order = [self.trajectory_dim, *order]
+        channels = self.channels[within]
+        level_dim = channels[0].level_dim
+        if level_dim is not None:
+            levels = [channel.level for channel in channels]
+            through = list(range(levels[0], levels[-1] + 1)) == levels
+            chosen[level_dim] = slice(levels[0], levels[-1] + 1) if through else levels
+            order.insert(-2, level_dim)
+        array = self.dataset[name]
+        chosen |= {str(dim): 0 for dim in array.dims if dim not in order}  # of size 1
+        try:
+            # Several files are behind dask, whose own threads do not survive a fork.
+            with dask.config.set(scheduler="synchronous"):
+                return np.asarray(array.isel(chosen).transpose(*order).values)
+        except Exception as error:  # each codec and file system raises its own
+            raise DataError(
+                trouble_at(self.path, error)
+                or f"Variable '{name}' of {self.path} cannot be read from "
+                f"{self.span(frames)} ({first_line(error)}); the file may be damaged."
+            ) from error
+
+    def _mind_absent(
+        self, values: np.ndarray, name: str, within: slice, trajectories: slice, frames: slice
+    ) -> None:
+        """Refuse frames that are nothing but what Zarr gives for a chunk that is not there."""
+        if not self.refuse_missing:
+            return
+        suspect = chunks.all_fill(self.dataset[name], values)  # (trajectories, frames, levels)
+        if not suspect.any():
+            return
+        for trajectory, frame, level in np.argwhere(suspect):
+            place = {
+                self.time_dim: int(np.arange(len(self.times))[frames][frame]),
+                str(self.trajectory_dim): int(trajectory) + trajectories.start,
+                str(self.channels[within][level].level_dim): self.channels[within][level].level,
+            }
+            if not chunks.is_stored(self.source, self.dataset[name], name, place):
+                value = values[trajectory, frame, level, 0, 0]
+                raise DataError(
+                    f"The chunk of variable '{name}' of {self.path} with time "
+                    f"{show(self.times[place[self.time_dim]])} is not stored and would read as "
+                    f"{value:g} throughout; write it again, or set missing to 'fill' if that is "
+                    "meant."
+                )
 
     def span(self, frames: slice) -> str:
         """Frames in words: their numbers and times."""
         first, last = self.times[frames.start], self.times[frames.stop - 1]
-        return f"frames {frames.start} to {frames.stop - 1} (time {_show(first)} to {_show(last)})"
+        return f"frames {frames.start} to {frames.stop - 1} (time {show(first)} to {show(last)})"
 
     def _mind_missing(
         self, values: np.ndarray, channel: int, trajectories: slice, frames: slice
@@ -159,40 +225,13 @@ class Cube:
         name = list(self.variables)[channel]
         raise DataError(
             f"Variable '{name}' of {self.path} has missing values in the chunk of {of}"
-            f"{self.span(chunk)}, first at time {_show(self.times[frame])}; repair the cube, or "
+            f"{self.span(chunk)}, first at time {show(self.times[frame])}; repair the cube, or "
             "set missing to 'fill' to replace them."
         )
 
 
-def open_dataset(path: str, chunks: dict[str, int] | None = None) -> xr.Dataset:
-    """Open Zarr or NetCDF lazily, without warnings about how the metadata are stored.
-
-    Raises:
-        DataError: If nothing is there, or it cannot be read as Zarr or NetCDF.
-    """
-    remote = "://" in path
-    if not remote and not Path(path).exists():
-        raise DataError(f"There is no cube at {path}; make it first, or correct the path.")
-    zarr = remote or Path(path).is_dir() or path.rstrip("/").endswith(".zarr")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return xr.open_dataset(
-                path,
-                engine="zarr" if zarr else None,
-                chunks=chunks,
-                cache=False,
-                decode_timedelta=False,
-            )
-    except Exception as error:  # each backend raises its own
-        raise DataError(
-            f"{path} cannot be opened as a Zarr or NetCDF cube ({first_line(error)}); "
-            "give the path of one."
-        ) from error
-
-
 def open_cube(
-    path: str | os.PathLike[str],
+    path: Paths,
     variables: Sequence[str] | None = None,
     time_dim: str | None = None,
     trajectory_dim: str | None = None,
@@ -200,6 +239,7 @@ def open_cube(
     boundary: Sequence[str] | None = None,
     missing: str = "refuse",
     fill_value: float | dict[str, float] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Cube:
     """Open a cube and check everything that can be checked without reading its fields.
 
@@ -208,31 +248,36 @@ def open_cube(
     Raises:
         DataError: If a variable, dimension or time is missing or unusable, saying which.
     """
-    path = os.fspath(path)
-    dataset = open_dataset(path)
-    for name in variables or ():
-        if name not in dataset.data_vars:
-            raise DataError(
-                f"{path} has no variable '{name}'{_nearest(name, list(dataset.data_vars))}; "
-                f"it has {_listed(dataset.data_vars)}."
-            )
-    if variables and len(set(variables)) < len(variables):
-        raise DataError(f"variables names one of {_listed(variables)} twice; name each once.")
+    source = find_source(path, storage_options)
+    path, dataset = source.name, source.open()
     empty = [dim for dim, size in dataset.sizes.items() if not size]
     if empty:
         raise DataError(f"{path} is empty: its dimension '{empty[0]}' has no entries.")
-    time_dim = _time_dim(dataset, path, time_dim)
-    rows, columns = _spatial_dims(dataset, path, spatial_dims)
-    names = list(variables) if variables else _on_the_grid(dataset, (time_dim, rows, columns))
-    if not names:
+    if variables and len(set(variables)) < len(variables):
+        raise DataError(f"variables names one of {listed(variables)} twice; name each once.")
+    asked = [_variable_of(dataset, path, name) for name in variables or ()]
+    time_dim = find_time_dim(dataset, path, time_dim)
+    rows, columns = find_spatial_dims(dataset, path, spatial_dims)
+    if rows == columns or time_dim in (rows, columns):
+        raise DataError(
+            f"{path} has dimensions {listed(dataset.sizes)}, of which '{rows}' was taken for rows, "
+            f"'{columns}' for columns and '{time_dim}' for time; name them with time_dim and "
+            "spatial_dims."
+        )
+    stored = list(dict.fromkeys(asked)) or _on_the_grid(dataset, (time_dim, rows, columns))
+    if not stored:
         raise DataError(
             f"{path} has no variable with dimensions {time_dim}, {rows} and {columns}; "
-            f"it has {_listed(dataset.data_vars)}."
+            f"it has {listed(dataset.data_vars)}."
         )
-    trajectory_dim = _trajectory_dim(dataset, path, names, trajectory_dim, time_dim, rows, columns)
-    times, numbers, calendar = _times(dataset, path, time_dim)
-    coords = _spatial_coords(dataset, (rows, columns))
-    known = boundary or [_boundary(dataset, dim) for dim in (rows, columns)]
+    trajectory_dim, levels = find_other_dims(
+        dataset, path, stored, trajectory_dim, (time_dim, rows, columns)
+    )
+    channels = _channels(dataset, path, levels, variables)
+    names = list(channels)
+    times, numbers, calendar, time_attributes = read_times(dataset, path, time_dim)
+    coords = read_spatial_coords(dataset, path, (rows, columns))
+    known = boundary or find_boundary(coords, (rows, columns))
     if len(known) != 2 or any(b not in BOUNDARIES for b in known):
         raise DataError(
             f"boundary is {list(known)}; give one of {', '.join(BOUNDARIES)} for {rows} and one "
@@ -242,16 +287,18 @@ def open_cube(
         raise DataError(f"missing is '{missing}'; it can be 'refuse' or 'fill'.")
     fills = fill_value if isinstance(fill_value, dict) else dict.fromkeys(names, fill_value)
     for name in fills:
-        if name not in names:
+        if name not in names and name not in stored:
             raise DataError(
-                f"fill_value names '{name}'{_nearest(name, names)}, which is not among the "
-                f"variables {_listed(names)}."
+                f"fill_value names '{name}'{nearest(name, names)}, which is not among the "
+                f"variables {listed(names)}."
             )
-    first = dataset[names[0]]
-    stored = first.encoding.get("preferred_chunks") or {}
+    first = dataset[stored[0]]
+    preferred = first.encoding.get("preferred_chunks") or {}
     return Cube(
         path=path,
-        variables={name: plain(dataset[name].attrs) for name in names},
+        source=source,
+        variables={name: _attributes(dataset, channel) for name, channel in channels.items()},
+        channels=tuple(channels.values()),
         time_dim=time_dim,
         trajectory_dim=trajectory_dim,
         dims=(rows, columns),
@@ -259,15 +306,17 @@ def open_cube(
         trajectories=dataset.sizes[trajectory_dim] if trajectory_dim else 1,
         times=times,
         time_numbers=numbers,
-        step=_step(numbers),
+        step=typical_step(numbers),
         calendar=calendar,
-        time_attributes=plain(dataset[time_dim].attrs) if time_dim in dataset.coords else {},
-        coords=coords,
+        time_attributes=plain(time_attributes),
+        coords={name: (dims, values, plain(a)) for name, (dims, values, a) in coords.items()},
         boundary=(known[0], known[1]),
         attributes=plain(dataset.attrs),
-        chunks=(int(stored.get(trajectory_dim, 1)), int(stored.get(time_dim, 1))),
+        chunks=(int(preferred.get(trajectory_dim, 1)), int(preferred.get(time_dim, 1))),
         refuse_missing=missing == "refuse",
-        fill_values=tuple(fills.get(name) for name in names),
+        fill_values=tuple(
+            fills.get(name, fills.get(channel.variable)) for name, channel in channels.items()
+        ),
         _open={os.getpid(): dataset},
     )
 
@@ -283,62 +332,6 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def first_line(error: BaseException) -> str:
-    """What an exception says, in one line without a full stop."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(". ")
-
-
-def _time_dim(dataset: xr.Dataset, path: str, asked: str | None) -> str:
-    if asked is not None:
-        return _existing(dataset, path, asked, "time_dim")
-    for name in map(str, dataset.sizes):
-        attrs = dataset[name].attrs if name in dataset.coords else {}
-        dates = name in dataset.coords and dataset[name].dtype.kind == "M"
-        if dates or attrs.get("axis") == "T" or attrs.get("standard_name") == "time":
-            return name
-    return _first_known(dataset, path, TIME_NAMES, "time", "time_dim")
-
-
-def _spatial_dims(dataset: xr.Dataset, path: str, asked: Sequence[str] | None) -> tuple[str, str]:
-    if asked is not None:
-        if len(asked) != 2:
-            raise DataError(f"spatial_dims is {list(asked)}; give two names, rows first.")
-        rows, columns = (_existing(dataset, path, name, "spatial_dims") for name in asked)
-        return rows, columns
-    found = []
-    for axis, known, words in (("Y", ROW_NAMES, "row"), ("X", COLUMN_NAMES, "column")):
-        for name in map(str, dataset.sizes):
-            attrs = dataset[name].attrs if name in dataset.coords else {}
-            if attrs.get("axis") == axis or attrs.get("standard_name") in known:
-                found.append(name)
-                break
-        else:
-            found.append(_first_known(dataset, path, known, words, "spatial_dims"))
-    return found[0], found[1]
-
-
-def _first_known(
-    dataset: xr.Dataset, path: str, known: Sequence[str], what: str, argument: str
-) -> str:
-    for name in known:
-        if name in dataset.sizes:
-            return name
-    raise DataError(
-        f"{path} has no {what} dimension that can be recognised among {_listed(dataset.sizes)}; "
-        f"name it with {argument}."
-    )
-
-
-def _existing(dataset: xr.Dataset, path: str, name: str, argument: str) -> str:
-    if name not in dataset.sizes:
-        raise DataError(
-            f"{path} has no dimension '{name}' ({argument})"
-            f"{_nearest(name, list(dataset.sizes))}; it has {_listed(dataset.sizes)}."
-        )
-    return name
-
-
 def _on_the_grid(dataset: xr.Dataset, dims: tuple[str, ...]) -> list[str]:
     return [
         str(name)
@@ -347,134 +340,59 @@ def _on_the_grid(dataset: xr.Dataset, dims: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _trajectory_dim(
+def _variable_of(dataset: xr.Dataset, path: str, name: str) -> str:
+    """The variable that a name of a channel means: itself, or that before the level."""
+    stem = name.rpartition("_")[0]
+    for known in (name, stem):
+        if known in dataset.data_vars:
+            return known
+    raise DataError(
+        f"{path} has no variable '{name}'{nearest(name, list(dataset.data_vars))}; "
+        f"it has {listed(dataset.data_vars)}."
+    )
+
+
+def _channels(
     dataset: xr.Dataset,
     path: str,
-    names: list[str],
-    asked: str | None,
-    *frame_dims: str,
-) -> str | None:
-    """The dimension of trajectories, once it is sure that all variables have the same ones."""
-    if asked is not None:
-        _existing(dataset, path, asked, "trajectory_dim")
-    rest = [str(d) for d in dataset[names[0]].dims if d not in frame_dims]
-    found = asked or next((d for d in rest if d in TRAJECTORY_NAMES), None)
-    wanted = {*frame_dims, *([found] if found else [])}
-    for name in names:
-        array = dataset[name]
-        if array.dtype.kind not in "fiu":
-            raise DataError(f"Variable '{name}' of {path} holds {array.dtype}, not numbers.")
-        if set(array.dims) != wanted:
+    levels: Mapping[str, str | None],
+    asked: Sequence[str] | None,
+) -> dict[str, Channel]:
+    """The channels by name: those asked for, each level of a variable being one."""
+    known: dict[str, Channel] = {}
+    every: dict[str, list[str]] = {}
+    for name, dim in levels.items():
+        own = {name: Channel(name)} if dim is None else _level_channels(dataset, name, dim)
+        every[name] = list(own)
+        known |= own
+    wanted: list[str] = []
+    for name in asked or list(levels):
+        if name not in every and name not in known:
+            stem = name.rpartition("_")[0]
             raise DataError(
-                f"Variable '{name}' of {path} has dimensions {_listed(array.dims)} where "
-                f"{_listed(sorted(wanted))} are needed; choose other variables, or name the "
-                "dimensions with time_dim, trajectory_dim and spatial_dims."
+                f"Variable '{stem}' of {path} has no level '{name.rpartition('_')[2]}'; it gives "
+                f"{listed(every[stem])}."
             )
-    return found
+        wanted += every.get(name, [name])
+    if len(set(wanted)) < len(wanted):
+        raise DataError(f"variables {listed(asked)} name a level twice; name each once.")
+    return {name: known[name] for name in wanted}
 
 
-def _times(dataset: xr.Dataset, path: str, dim: str) -> tuple[np.ndarray, np.ndarray, str | None]:
-    """Times, the same as float64, and the calendar, once they are known to rise."""
-    if dim not in dataset.coords:
-        numbers = np.arange(dataset.sizes[dim], dtype=np.float64)
-        return numbers, numbers, None
-    times, numbers, calendar = dataset[dim].values, np.empty(0), None
-    if times.dtype.kind == "M":
-        if np.isnat(times).any():
-            raise DataError(f"Coordinate '{dim}' of {path} has a missing time; repair the cube.")
-        calendar = dataset[dim].encoding.get("calendar", "proleptic_gregorian")
-        numbers = times.astype("datetime64[us]").astype(np.int64) / 1e6
-    elif times.dtype.kind == "O" and isinstance(times[0], cftime.datetime):
-        calendar = times[0].calendar
-        numbers = cftime.date2num(times, f"seconds since {EPOCH}", calendar=calendar)
-    elif times.dtype.kind in "fiu":
-        times = times.astype(np.float64)
-        numbers = times
-    else:
-        raise DataError(
-            f"Coordinate '{dim}' of {path} holds {times.dtype}, neither dates nor numbers."
-        )
-    numbers = np.asarray(numbers, dtype=np.float64)
-    steps = np.diff(numbers)
-    if not np.isfinite(numbers).all():
-        raise DataError(f"Coordinate '{dim}' of {path} has a missing time; repair the cube.")
-    if (steps == 0).any():
-        i = int(np.argmax(steps == 0))
-        raise DataError(
-            f"Coordinate '{dim}' of {path} has time {_show(times[i])} twice, at indices {i} and "
-            f"{i + 1}; remove one of them."
-        )
-    if (steps < 0).any():
-        i = int(np.argmax(steps < 0))
-        raise DataError(
-            f"Coordinate '{dim}' of {path} is not in order: {_show(times[i])} at index {i} is "
-            f"followed by {_show(times[i + 1])}; sort the cube by '{dim}'."
-        )
-    return times, numbers, calendar
+def _level_channels(dataset: xr.Dataset, name: str, dim: str) -> dict[str, Channel]:
+    size = dataset.sizes[dim]
+    values = dataset[dim].values if dim in dataset.coords else np.arange(size)
+    numeric = values.dtype.kind in "fiu"
+    labels = [f"{float(v):g}" if numeric else str(v) for v in values]
+    return {f"{name}_{label}": Channel(name, dim, i) for i, label in enumerate(labels)}
 
 
-def _step(numbers: np.ndarray) -> float:
-    """The time between frames: the mean over all pairs without a gap between them."""
-    steps = np.diff(numbers)
-    if not len(steps):
-        return 1.0
-    return float(steps[steps <= GAP * np.median(steps)].mean())
-
-
-def _spatial_coords(
-    dataset: xr.Dataset, dims: tuple[str, str]
-) -> dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, Any]]]:
-    """Numeric coordinates over the dimensions in space, such as latitudes."""
-    return {
-        str(name): (
-            tuple(map(str, coord.dims)),
-            coord.values.astype(np.float64),
-            plain(coord.attrs),
-        )
-        for name, coord in dataset.coords.items()
-        if coord.dims and set(coord.dims) <= set(dims) and coord.dtype.kind in "fiu"
-    }
-
-
-def _boundary(dataset: xr.Dataset, dim: str) -> str:
-    """What the coordinate says lies beyond its edge; a longitude around the globe is periodic."""
-    if dim not in dataset.coords:
-        return "reflect"
-    coord = dataset[dim]
-    if "boundary" in coord.attrs:
-        return str(coord.attrs["boundary"])
-    if is_longitude(dim, coord.attrs) and coord.size > 1:
-        steps = np.diff(coord.values.astype(np.float64))
-        around = abs(float(steps.mean())) * coord.size
-        if np.ptp(steps) < 0.01 * abs(steps.mean()) and abs(around - 360) < 0.01 * 360 / coord.size:
-            return "periodic"
-    return "reflect"
-
-
-def is_longitude(name: str, attrs: dict[str, Any]) -> bool:
-    """Whether a coordinate is a longitude, by its attributes or its name."""
-    if "standard_name" in attrs:
-        return bool(attrs["standard_name"] == "longitude")
-    return "degrees_east" in str(attrs.get("units")) or name in ("lon", "longitude")
-
-
-def is_latitude(name: str, attrs: dict[str, Any]) -> bool:
-    """Whether a coordinate is a latitude, by its attributes or its name."""
-    if "standard_name" in attrs:
-        return bool(attrs["standard_name"] == "latitude")
-    return "degrees_north" in str(attrs.get("units")) or name in ("lat", "latitude")
-
-
-def _nearest(name: str, known: Sequence[Any]) -> str:
-    match = difflib.get_close_matches(name, [str(k) for k in known], n=1)
-    return f" (did you mean '{match[0]}'?)" if match else ""
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(str(name) for name in names) or "none"
-
-
-def _show(time: Any) -> str:
-    if isinstance(time, np.datetime64):
-        return str(time.astype("datetime64[s]"))
-    return f"{time:g}" if isinstance(time, float) else str(time)
+def _attributes(dataset: xr.Dataset, channel: Channel) -> dict[str, Any]:
+    """Attributes of a channel: those of its variable, and its level."""
+    attrs: dict[str, Any] = plain(dataset[channel.variable].attrs)
+    if channel.level_dim is None or channel.level_dim not in dataset.coords:
+        return attrs
+    coord = dataset[channel.level_dim]
+    level = {"level": plain(coord.values[channel.level])}
+    units = coord.attrs.get("units")
+    return attrs | level | ({"level_units": str(units)} if units else {})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import xarray as xr
 
 from data_modules.cube import Cube
 from data_modules.errors import DataError
@@ -139,7 +140,7 @@ def _time_range(cube: Cube, name: str, value: Any) -> tuple[int, int]:
             stop = np.searchsorted(cube.time_numbers, last, side="right")
             return int(np.searchsorted(cube.time_numbers, first)), int(stop)
         # The index reads "1990" or "1990-05" as the whole year or month, in any calendar.
-        index = cube.dataset.indexes[cube.time_dim]
+        index = xr.Dataset(coords={"time": cube.times}).indexes["time"]
         found = index.slice_indexer(str(value[0]), str(value[1]))
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(

@@ -101,7 +101,7 @@ def test_boundary_from_attributes_and_from_the_argument(make_cube):
     path = make_cube(change=periodic)
     assert open_cube(path).boundary == ("periodic", "reflect")
     assert open_cube(path, boundary=("zero", "periodic")).boundary == ("zero", "periodic")
-    with refused("give one of periodic, reflect, zero for y and one for x"):
+    with refused("give one of periodic, reflect, zero, pole for y and one for x"):
         open_cube(path, boundary=("zero", "round"))
 
 
@@ -221,10 +221,10 @@ def test_variables_that_do_not_lie_on_the_grid(make_cube):
 
 
 def test_a_dimension_that_is_no_trajectory(make_cube):
-    path = make_cube(change=lambda d: d.rename(trajectory="level"))
-    with refused("has dimensions level, time, y, x where time, x, y are needed"):
+    path = make_cube(change=lambda d: d.rename(trajectory="site"))
+    with refused("has dimensions site, time, y, x where time, x, y are needed"):
         open_cube(path)
-    assert open_cube(path, trajectory_dim="level").trajectories == 8
+    assert open_cube(path, trajectory_dim="site").trajectories == 8
 
 
 def test_variables_named_twice_and_fills_for_others(make_cube):

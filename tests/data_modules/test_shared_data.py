@@ -33,7 +33,7 @@ def test_daily_climate():
     )
     description = cube.description()
     assert list(description["variables"]) == ["pr", "ps", "ta"]
-    assert description["boundary"] == {"lat": "reflect", "lon": "periodic"}
+    assert description["boundary"] == {"lat": "pole", "lon": "periodic"}
     assert description["time"]["step"] == 86400.0
     assert [split.frames for split in cube.splits.values()] == [731, 181, 730]
     batch = next(iter(cube.train_dataloader()))
