@@ -2,12 +2,13 @@
 
 Every score here is a ratio or root of sums over initial states. The sums are kept apart by initial
 state, so that the scores can be computed for any resampling of them: that is where the intervals
-come from.
+come from. Further measures of the same forecasts (:mod:`~dyngen.report.event_sums`, of events;
+:mod:`~dyngen.report.field_sums`, of whole fields) are read along with these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,36 +18,14 @@ from dyngen.metrics.averages import weighted_sums
 from dyngen.metrics.calibration import rank_histogram, spread_skill_ratio, variance_and_error
 from dyngen.metrics.crps import crps_ensemble
 from dyngen.metrics.distributions import histogram
-from dyngen.metrics.spectra import isotropic_spectrum
 from dyngen.metrics.temporal import correlation, lag_sums
+from dyngen.report.yardstick import Yardstick
 
 Block = Callable[[slice], Tensor]  # initial states -> (initials, members, leads, H, W)
-
-
-@dataclass(frozen=True)
-class Yardstick:
-    """What the figures of one variable are measured with, the same for every system.
-
-    Args:
-        centre: ``(H, W)`` climatological mean, from which anomalies are taken.
-        area: ``(H, W)`` area weights.
-        lags: for autocorrelations, in steps.
-        value_edges: bin edges for values, as anomalies.
-        increment_edges: bin edges for increments.
-        periodic, spacing: of the grid, as in :func:`~dyngen.metrics.spectra.isotropic_spectrum`.
-    """
-
-    centre: Tensor
-    area: Tensor
-    lags: tuple[int, ...]
-    value_edges: Tensor
-    increment_edges: Tensor
-    periodic: tuple[bool, bool]
-    spacing: tuple[float, float]
-
-    def spectrum(self, fields: Tensor) -> Tensor:
-        """Isotropic spectra ``(..., K)`` of ``(..., H, W)``."""
-        return isotropic_spectrum(fields, periodic=self.periodic, spacing=self.spacing)
+Sums = dict[str, Tensor]  # by name, (initials, ...)
+# An ensemble (I, M, L, H, W) and what came true (I, L, H, W) -> sums by initial state.
+Measure = Callable[[Tensor, Tensor, Yardstick], Sums]
+Values = dict[str, tuple[tuple[str, ...], Tensor]]  # by name, dimensions and (resamplings, ...)
 
 
 @dataclass(frozen=True)
@@ -54,16 +33,19 @@ class ForecastSums:
     """What is left of a system's forecasts: sums by initial state (I, ...) and totals.
 
     ``by_initial`` holds, (I, L) each, sums of area weights (``weight``) and of weighted scores at
-    every point and, (I, lags, 3), ``lags``. ``rank`` is (L, M + 1), ``spectrum`` (L, K) mean
-    power, ``values`` and ``increments`` are histograms.
+    every point and, (I, lags, 3), ``lags``; ``further`` what further measures found. ``rank`` is
+    (L, M + 1), ``spectrum`` (L, K) mean power; ``values`` (anomalies), ``increments`` and
+    ``absolute`` (values as they are) are histograms.
     """
 
     members: int
-    by_initial: dict[str, Tensor]
+    by_initial: Sums
+    further: Sums
     rank: Tensor
     spectrum: Tensor
     values: Tensor
     increments: Tensor
+    absolute: Tensor
 
 
 def forecast_sums(
@@ -72,6 +54,7 @@ def forecast_sums(
     yardstick: Yardstick,
     *,
     blocks: list[slice],
+    measures: Sequence[Measure] = (),
     generator: torch.Generator | None = None,
 ) -> ForecastSums:
     """Score the forecasts of a system block by block of initial states.
@@ -84,19 +67,21 @@ def forecast_sums(
         truth: reads what came true, as an ensemble of one.
         yardstick: what to measure with.
         blocks: initial states to read at a time.
+        measures: what else to sum.
         generator: for ties among ranks.
     """
-    parts = [_of_block(forecasts(b), truth(b)[:, 0], yardstick, generator) for b in blocks]
+    parts = [
+        _of_block(forecasts(b), truth(b)[:, 0], yardstick, measures, generator) for b in blocks
+    ]
     return ForecastSums(
         members=parts[0].members,
-        by_initial={
-            name: torch.cat([part.by_initial[name] for part in parts])
-            for name in parts[0].by_initial
-        },
+        by_initial=_joined([part.by_initial for part in parts]),
+        further=_joined([part.further for part in parts]),
         rank=torch.stack([part.rank for part in parts]).sum(0),
         spectrum=_mean_of_blocks([part.spectrum for part in parts], blocks),
         values=torch.stack([part.values for part in parts]).sum(0),
         increments=torch.stack([part.increments for part in parts]).sum(0),
+        absolute=torch.stack([part.absolute for part in parts]).sum(0),
     )
 
 
@@ -120,8 +105,12 @@ def scores(sums: ForecastSums, counts: Tensor) -> dict[str, Tensor]:
     skill = (total["square_error"] / weight).sqrt()
     all_mean = total["anomaly"].sum(1) / weight.sum(1)
     all_square = total["square_anomaly"].sum(1) / weight.sum(1)
+    crps, error_of_members = total["crps"] / weight, total["error_of_members"] / weight
+    # The two forms are one error less the members' differences, over M (M - 1) pairs or M^2.
+    differences = (error_of_members - crps) * (sums.members - 1) / sums.members
     return {
-        "crps": total["crps"] / weight,
+        "crps": crps,
+        "crps_biased": error_of_members - differences,
         "mean_absolute_error": total["absolute_error"] / weight,
         "rmse": skill,
         "bias": total["error"] / weight,
@@ -143,7 +132,11 @@ def resamplings(initials: int, samples: int, seed: int) -> Tensor:
 
 
 def _of_block(
-    ensemble: Tensor, truth: Tensor, yardstick: Yardstick, generator: torch.Generator | None
+    ensemble: Tensor,
+    truth: Tensor,
+    yardstick: Yardstick,
+    measures: Sequence[Measure],
+    generator: torch.Generator | None,
 ) -> ForecastSums:
     """Of an ensemble (I, M, L, H, W) and the truth (I, L, H, W)."""
     members = ensemble.shape[1]
@@ -161,6 +154,7 @@ def _of_block(
     by_initial = {
         "weight": weights.sum(space),
         "crps": summed(crps_ensemble(ensemble, truth, member_dim=1)),
+        "error_of_members": summed(_error_of_members(ensemble, truth)),
         "error": summed(error),
         "absolute_error": summed(error.abs()),
         "square_error": summed(error.square()),
@@ -172,16 +166,29 @@ def _of_block(
         "lags": _lag_sums(anomalies, weights, yardstick),
     }
     every = weights[:, None].expand_as(anomalies)
+    further: Sums = {}
+    for measure in measures:
+        further |= measure(ensemble, truth, yardstick)
     return ForecastSums(
         members=members,
         by_initial=by_initial,
+        further=further,
         rank=rank_histogram(ensemble, truth, member_dim=1, dim=(0, 2, 3), generator=generator),
         spectrum=yardstick.spectrum(ensemble).mean((0, 1)),
         values=histogram(anomalies, yardstick.value_edges, every),
         increments=histogram(
             increments, yardstick.increment_edges, both[:, None].expand_as(increments)
         ),
+        absolute=histogram(ensemble, yardstick.absolute_edges, every),
     )
+
+
+def _error_of_members(ensemble: Tensor, truth: Tensor) -> Tensor:
+    """Mean over members of ``|x_m - y|``: (I, L, H, W) float64."""
+    total = torch.zeros(truth.shape, dtype=torch.float64)
+    for member in ensemble.unbind(1):
+        total += (member - truth).abs()
+    return total / ensemble.shape[1]
 
 
 def _lag_sums(anomalies: Tensor, weights: Tensor, yardstick: Yardstick) -> Tensor:
@@ -189,6 +196,10 @@ def _lag_sums(anomalies: Tensor, weights: Tensor, yardstick: Yardstick) -> Tenso
     series = anomalies.transpose(1, 2).flatten(2)  # (I, L, M * H * W)
     by_point = weights[:, :, None].expand_as(anomalies.transpose(1, 2)).flatten(2)
     return lag_sums(series, yardstick.lags, by_point)
+
+
+def _joined(parts: list[Sums]) -> Sums:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _mean_of_blocks(spectra: list[Tensor], blocks: list[slice]) -> Tensor:

@@ -6,7 +6,7 @@ A run is (run, time, y, x): the members of a free run, or the trajectories of he
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,22 +17,12 @@ from torch import Tensor
 from dyngen.metrics.averages import weighted_sums
 from dyngen.metrics.distributions import histogram
 from dyngen.metrics.temporal import lag_sums
-from dyngen.report.forecast_sums import Yardstick
+from dyngen.report.yardstick import Extent, Yardstick
 
 WORKING_BYTES = 48  # per point: the frame, its anomaly, square, transform and power
 
-
-@dataclass(frozen=True)
-class Extent:
-    """Mean at every point, and the range of values and increments of a run.
-
-    ``mean`` is (H, W), NaN where nothing was ever observed; values are anomalies from it.
-    """
-
-    mean: Tensor
-    lowest: float
-    highest: float
-    largest_increment: float
+# Sees runs (a slice), the first new step, their frames (R, T, H, W), and how many of them are old.
+Observer = Callable[[slice, int, Tensor, int], None]
 
 
 @dataclass(frozen=True)
@@ -46,7 +36,7 @@ class RunStatistics:
         edges: ``(blocks + 1,)`` the first step of each block, and T.
         lags: ``(R, lags, 3)`` as in :func:`~dyngen.metrics.temporal.lag_sums`, of anomalies from
             the mean over the runs' own times.
-        values, increments: histograms.
+        values, increments, absolute: histograms of anomalies, increments, and values as they are.
         square_increment: mean square of the increments.
         mean: ``(H, W)`` mean over time and runs.
     """
@@ -59,6 +49,7 @@ class RunStatistics:
     lags: Tensor
     values: Tensor
     increments: Tensor
+    absolute: Tensor
     square_increment: float
     mean: Tensor
 
@@ -118,12 +109,21 @@ def extent(runs: xr.DataArray, memory: int) -> Extent:
         mean=mean,
         lowest=float((lowest - mean)[seen].min()),
         highest=float((highest - mean)[seen].max()),
+        least=float(lowest[seen].min()),
+        most=float(highest[seen].max()),
         largest_increment=increment,
     )
 
 
 def run_statistics(
-    runs: xr.DataArray, yardstick: Yardstick, *, blocks: int, memory: int, skip_missing: bool
+    runs: xr.DataArray,
+    yardstick: Yardstick,
+    *,
+    blocks: int,
+    memory: int,
+    skip_missing: bool,
+    observers: Sequence[Observer] = (),
+    overlap: int = 0,
 ) -> RunStatistics:
     """Everything a report says of a long run, in one pass.
 
@@ -134,22 +134,30 @@ def run_statistics(
         memory: bytes to hold at a time, about.
         skip_missing: whether NaN is an observation not made, to be left out, or a run that has
             gone wrong, to be told.
+        observers: what else is to see each block of frames, once, as it is read.
+        overlap: how many old frames they need to see again at the start of a block, if there are
+            so many.
     """
     count, length = runs.shape[:2]
     blocks = min(blocks, length)
     edges = torch.tensor([i * length // blocks for i in range(blocks + 1)])
     block_of = torch.bucketize(torch.arange(length), edges[1:-1], right=True)
     area = yardstick.area
-    size = len(yardstick.value_edges) - 1, len(yardstick.increment_edges) - 1
+    edges_of = yardstick.value_edges, yardstick.increment_edges, yardstick.absolute_edges
     weight, first, second = (torch.zeros(count, length, dtype=torch.float64) for _ in range(3))
     lags = torch.zeros(count, len(yardstick.lags), 3, dtype=torch.float64)
-    values, increments = (torch.zeros(n, dtype=torch.float64) for n in size)
+    values, increments, absolute = (
+        torch.zeros(len(bins) - 1, dtype=torch.float64) for bins in edges_of
+    )
     spectrum, frames_in = None, torch.zeros(blocks, dtype=torch.float64)
     square_increment, pairs = 0.0, 0.0
     map_total = torch.zeros_like(yardstick.centre)
     map_count = torch.zeros_like(yardstick.centre)
 
-    for (group, start), frames, old in _read(runs, memory, overlap=max(yardstick.lags)):
+    overlap = max(overlap, *yardstick.lags)
+    for (group, start), frames, old in _read(runs, memory, overlap=overlap):
+        for observe in observers:
+            observe(group, start, frames, old)
         anomalies = frames.double() - yardstick.centre
         there = ~anomalies.isnan() if skip_missing else None
         w = area.expand_as(anomalies) if there is None else area * there
@@ -160,6 +168,7 @@ def run_statistics(
         second[rows, columns] = weighted_sums(anomalies[:, new].square(), w[:, new], (-2, -1))[0]
         lags[rows] += _lag_sums(anomalies, area, there, yardstick.lags, old)
         values += histogram(anomalies[:, new], yardstick.value_edges, w[:, new])
+        absolute += histogram(frames[:, new], yardstick.absolute_edges, w[:, new])
         step = frames[:, max(old - 1, 0) :].double().diff(dim=1)
         both = (w[:, 1:] * w[:, :-1]).sqrt()[:, max(old - 1, 0) :]
         increments += histogram(step, yardstick.increment_edges, both)
@@ -190,6 +199,7 @@ def run_statistics(
         lags=lags,
         values=values,
         increments=increments,
+        absolute=absolute,
         square_increment=square_increment / pairs if pairs else math.nan,
         mean=yardstick.centre + own_mean,
     )
