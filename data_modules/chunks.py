@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -37,19 +37,15 @@ def all_fill(array: xr.DataArray, values: np.ndarray) -> np.ndarray:
         values: float32 (..., H, W).
 
     Returns:
-        bool (...); nowhere for variables that are not from Zarr.
+        bool (...); nowhere for variables that are not from Zarr, or where it reads as missing.
     """
     if "compressors" not in array.encoding and "compressor" not in array.encoding:
         return np.zeros(values.shape[:-2], dtype=bool)
     fill = np.float32(decoded_fill(array))
-
-    def same(x: np.ndarray) -> np.ndarray:
-        return cast(np.ndarray, np.isnan(x) if np.isnan(fill) else x == fill)
-
     corners = values[..., [0, 0, -1, -1], [0, -1, 0, -1]]  # almost always enough to say no
-    suspect = np.asarray(same(corners).all(axis=-1))
+    suspect = np.asarray((corners == fill).all(axis=-1))
     for place in map(tuple, np.argwhere(suspect)):
-        suspect[place] = same(values[place]).all()
+        suspect[place] = (values[place] == fill).all()
     return suspect
 
 

@@ -463,15 +463,29 @@ def check_compatible(saved: dict[str, Any], current: dict[str, Any]) -> None:
         current: Description of the cube at hand.
 
     Raises:
-        DataError: If variables or grid differ, saying how.
+        DataError: If variables, units, grid or time step differ, saying how.
     """
     _check_variables(list(saved["variables"]), list(current["variables"]))
+    for name, attrs in saved["variables"].items():
+        before, now = (str(d.get("units")) for d in (attrs, current["variables"][name]))
+        if before != now:
+            raise DataError(
+                f"The checkpoint was trained on '{name}' in {before}, but this cube has it in "
+                f"{now}; convert the cube, or correct its attribute units."
+            )
     for key in ("dims", "shape"):
         if list(saved[key]) != list(current[key]):
             raise DataError(
                 f"The checkpoint was trained on a grid with {key} {tuple(saved[key])}, but this "
                 f"cube has {tuple(current[key])}; use a cube on the same grid, or train again."
             )
+    steps = [(d["time"]["step"], d["time"]["unit"]) for d in (saved, current)]
+    if steps[0][1] == steps[1][1] and abs(steps[0][0] - steps[1][0]) > 0.05 * steps[0][0]:
+        raise DataError(
+            f"The checkpoint was trained on frames {steps[0][0]:g} {steps[0][1]} apart, but those "
+            f"of this cube are {steps[1][0]:g} {steps[1][1]} apart; set frame_stride, or train "
+            "again."
+        )
     for name in saved["dims"]:
         both = [d["coords"][name]["values"] for d in (saved, current) if name in d["coords"]]
         if len(both) == 2 and not torch.allclose(both[0], both[1], rtol=1e-5, atol=1e-5):

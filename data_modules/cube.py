@@ -186,19 +186,21 @@ class Cube:
         if not suspect.any():
             return
         for trajectory, frame, level in np.argwhere(suspect):
-            place = {
-                self.time_dim: int(np.arange(len(self.times))[frames][frame]),
-                str(self.trajectory_dim): int(trajectory) + trajectories.start,
-                str(self.channels[within][level].level_dim): self.channels[within][level].level,
-            }
-            if not chunks.is_stored(self.source, self.dataset[name], name, place):
+            channel = within.start + int(level)
+            number = int(np.arange(len(self.times))[frames][frame])
+            if not self._is_stored(channel, int(trajectory) + trajectories.start, number):
                 value = values[trajectory, frame, level, 0, 0]
                 raise DataError(
                     f"The chunk of variable '{name}' of {self.path} with time "
-                    f"{show(self.times[place[self.time_dim]])} is not stored and would read as "
+                    f"{show(self.times[number])} is not stored and would read as "
                     f"{value:g} throughout; write it again, or set missing to 'fill' if that is "
                     "meant."
                 )
+
+    def _is_stored(self, channel: int, trajectory: int, frame: int) -> bool:
+        name, level_dim, level = self.channels[channel]
+        place = {self.time_dim: frame, str(self.trajectory_dim): trajectory, str(level_dim): level}
+        return chunks.is_stored(self.source, self.dataset[name], name, place)
 
     def span(self, frames: slice) -> str:
         """Frames in words: their numbers and times."""
@@ -217,16 +219,18 @@ class Cube:
             fill = self.fill_values[channel]
             values[missing] = np.nan if fill is None else fill
             return
-        where = np.argwhere(missing.any(axis=(2, 3)))
-        trajectory, frame = where[0] + (trajectories.start, frames.start)
-        chunk = frame - frame % self.chunks[1]
-        chunk = slice(chunk, min(chunk + self.chunks[1], len(self.times)))
+        trajectory, frame = np.argwhere(missing.any(axis=(2, 3)))[0].tolist()
+        trajectory += trajectories.start
+        frame = int(np.arange(len(self.times))[frames][frame])
+        start = frame - frame % self.chunks[1]
+        chunk = slice(start, min(start + self.chunks[1], len(self.times)))
         of = "" if self.trajectory_dim is None else f"trajectory {trajectory}, "
-        name = list(self.variables)[channel]
+        stored = self._is_stored(channel, trajectory, frame)
         raise DataError(
-            f"Variable '{name}' of {self.path} has missing values in the chunk of {of}"
-            f"{self.span(chunk)}, first at time {show(self.times[frame])}; repair the cube, or "
-            "set missing to 'fill' to replace them."
+            f"Variable '{list(self.variables)[channel]}' of {self.path} has missing values in the "
+            f"chunk of {of}{self.span(chunk)}{'' if stored else ', which is not stored'}, first at "
+            f"time {show(self.times[frame])}; repair the cube, or set missing to 'fill' to replace "
+            "them."
         )
 
 

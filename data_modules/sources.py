@@ -241,7 +241,7 @@ def trouble_at(path: str, error: BaseException) -> str | None:
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line without a full stop."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(". ")
+    return lines[0].rstrip(". ").replace(". ", "; ")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

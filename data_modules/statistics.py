@@ -18,6 +18,17 @@ logger = logging.getLogger(__name__)
 
 SPAN_BYTES = 2**25
 
+# What values of a standard name can be in a unit; far beyond, the unit is another one.
+TEMPERATURE = {"K": (100.0, 400.0), "degC": (-150.0, 100.0), "celsius": (-150.0, 100.0)}
+PRESSURE = {"Pa": (1e4, 1.3e5), "hPa": (100.0, 1300.0), "mbar": (100.0, 1300.0)}
+POSSIBLE = {
+    "air_temperature": TEMPERATURE,
+    "sea_surface_temperature": TEMPERATURE,
+    "surface_air_pressure": PRESSURE,
+    "air_pressure_at_mean_sea_level": PRESSURE,
+    "air_pressure_at_sea_level": PRESSURE,
+}
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -44,7 +55,8 @@ def compute_statistics(cube: Cube, split: Split) -> Statistics:
     """Read a split once, with dask, by spans of whole chunks, on whatever scheduler dask has.
 
     Raises:
-        DataError: If a variable has missing values that are refused, none at all, or one only.
+        DataError: If a variable has missing values that are refused, none at all, one only, or
+            values that it cannot have in its units.
     """
     frames = max(SPAN_BYTES // cube.frame_bytes, 1)
     spans = chunked_spans(Windows(split, 1), cube.chunks, frames)
@@ -71,8 +83,20 @@ def compute_statistics(cube: Cube, split: Split) -> Statistics:
                 f"Variable '{name}' of {cube.path} is {minimum[channel]:g} everywhere in the "
                 "training split, so that it cannot be normalised; leave it out of variables."
             )
+        _require_possible(cube, name, float(minimum[channel]), float(maximum[channel]))
     std = np.sqrt(squares / count)
     return Statistics(mean.tolist(), std.tolist(), minimum.tolist(), maximum.tolist())
+
+
+def _require_possible(cube: Cube, name: str, least: float, greatest: float) -> None:
+    attrs = cube.variables[name]
+    kind, unit = str(attrs.get("standard_name")), str(attrs.get("units"))
+    low, high = POSSIBLE.get(kind, {}).get(unit, (-np.inf, np.inf))
+    if least < low or greatest > high:
+        raise DataError(
+            f"Variable '{name}' of {cube.path} has units {unit}, but values from {least:g} to "
+            f"{greatest:g}, which are no {kind} in {unit}; correct its units, or its values."
+        )
 
 
 def _moments(cube: Cube, span: Span) -> np.ndarray:
