@@ -11,6 +11,7 @@ export DYNGEN_RUN ?= $(RUN)
 BIN = $(VENV)/bin
 DYNGEN = $(BIN)/dyngen
 READY = $(VENV)/.ready
+TOOLS = $(VENV)/.ready-with-extras
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint train-image train-discriminator train-video rollout tensorboard bench clean
@@ -19,7 +20,7 @@ help:  ## show this help
 	@echo "make TARGET [EXPERIMENT=turbulence] [ARGS='--trainer.max_steps 2000']"
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-setup: $(READY)  ## make .venv with the versions of constraints.txt
+setup: $(TOOLS)  ## make .venv with the versions of constraints.txt
 
 # Without a GPU, `make setup PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu'` may
 # save gigabytes.
@@ -27,16 +28,20 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("dyngen needs Python 3.11 or newer: set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	@date +%s > .setup-started
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS) --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS) --editable .
 	@echo "$$(( $$(date +%s) - $$(cat .setup-started) ))" > $@; rm -f .setup-started
+
+$(TOOLS): pyproject.toml constraints.txt | $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS) --editable '.[$(EXTRAS)]'
+	@touch $@
 
 demo: $(READY)  ## data, training, rollouts, scores and report in runs/demo: 12 minutes on 2 cores
 	DYNGEN_SETUP_SECONDS=$$(cat $(READY)) $(DYNGEN) demo $(ARGS)
 
-test: $(READY)  ## run the tests
+test: $(TOOLS)  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(READY)  ## check style and types
+lint: $(TOOLS)  ## check style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 $(DYNGEN_RUN)/cube.zarr: | $(READY)
@@ -64,7 +69,7 @@ rollout: $(READY) | $(DYNGEN_RUN)/discriminator/checkpoints/last.ckpt  ## sample
 tensorboard: $(READY)  ## open TensorBoard on the runs
 	$(BIN)/tensorboard --logdir runs $(ARGS)
 
-bench: $(READY)  ## run the benchmarks and write benchmarks/results.json
+bench: $(TOOLS)  ## run the benchmarks and write benchmarks/results.json
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## delete the environment and caches, not the runs

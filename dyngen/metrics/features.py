@@ -74,9 +74,6 @@ class ScatteringFrames(nn.Module):
             either side.
         angles: L, over half a turn.
         boundary: for rows and columns, ``periodic`` or what is not, which is mirrored.
-
-    Raises:
-        ImportError: without kymatio.
     """
 
     standardise = True
@@ -138,7 +135,6 @@ class ScatteringWindows(nn.Module):
 
     Raises:
         ValueError: for a shorter window.
-        ImportError: without kymatio.
     """
 
     standardise = True
@@ -316,13 +312,7 @@ def _chunks(series: Tensor) -> tuple[Tensor, ...]:
 
 def _kymatio(part: str, name: str) -> Callable[..., Any]:
     # kymatio.torch also imports its scattering in three dimensions, which new scipy breaks.
-    try:
-        module = importlib.import_module(f"kymatio.{part}.frontend.torch_frontend")
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "wavelet scattering needs kymatio: install dyngen with the extra 'scores'."
-        ) from error
-    return getattr(module, name)
+    return getattr(importlib.import_module(f"kymatio.{part}.frontend.torch_frontend"), name)
 
 
 # Networks

@@ -74,7 +74,6 @@ class Features:
 
         Raises:
             ValueError: When one cannot be made.
-            ImportError: For scattering without kymatio.
         """
         boundary = ["periodic" if around else "reflect" for around in periodic]
         scales = min(3, int(math.log2(min(shape))) - 1)

@@ -73,9 +73,28 @@ CAPTIONS = {
     ),
     "free_spectrum": ("Spectrum at the end of the free run", "Of its last fifth."),
     "free_values": ("Values in the free run", "Distribution of anomalies, tails included."),
+    "distances": (
+        "Distances of features",
+        "Fréchet (FID of frames, FVD of windows) and kernel distances (KID, with its spread) from "
+        "held-out truth, by the features named. The black line is what independent samples of "
+        "these sizes from one law would score.",
+    ),
+    "distance_lead": (
+        "Distance of frames by lead",
+        "FID of all members' frames at each lead. A model that decays rises.",
+    ),
+    "free_distance_start_1": (
+        "Sliding-window distance of frames",
+        "FID in windows of 30 frames along the free run. A model that decays rises; dotted is what "
+        "independent samples of the truth would score.",
+    ),
+    "free_distance_start_16": (
+        "Sliding-window distance of films",
+        "FVD of windows of 16 frames along the free run: motion, not only frames.",
+    ),
     "free_bias_map": ("Bias of the free run", "Its mean in time less that of held-out truth."),
 }
-WIDE = {"fields", "slices"}
+WIDE = {"fields", "slices", "distances"}
 
 
 def write_report(

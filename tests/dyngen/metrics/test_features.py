@@ -30,8 +30,6 @@ from dyngen.metrics.frechet import FrechetDistance
 from dyngen.networks.unet import UNet2d
 from dyngen.simulate.autoregressive import AutoregressiveFields, power_law_spectrum
 
-kymatio = pytest.importorskip("kymatio", reason="wavelet scattering needs the extra 'scores'")
-
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -62,7 +60,8 @@ def test_channels_are_scattered_one_by_one_and_joined(channels: int) -> None:
 
 
 def test_mirrored_coefficients_are_kymatios() -> None:
-    scattering2d = pytest.importorskip("kymatio.scattering2d.frontend.torch_frontend")
+    from kymatio.scattering2d.frontend import torch_frontend as scattering2d
+
     fields = smooth(3, 1, 32)[:, 0, 0].contiguous()
     theirs = (
         scattering2d.ScatteringTorch2D(J=2, shape=(32, 32), L=4)(fields).mean((-2, -1)).double()
