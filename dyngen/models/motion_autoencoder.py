@@ -21,6 +21,7 @@ from dyngen.networks.autoencoder import ImageAutoencoder
 log = logging.getLogger(__name__)
 
 QUANTILE = 0.95  # of |S_k| over the training set, the scale of a term
+LEAST_SCALE = 1e-6  # pixels; less is what rounding makes of displacements that do not change
 SCALES = 4  # of the gradients that are to be consistent
 
 
@@ -202,7 +203,11 @@ class MotionAutoencoder(MotionModule):
         return self.decode(self.encode(volume))
 
     def _measure_scales(self) -> Tensor:
-        """The quantile of each term over the training set, (K,) in pixels."""
+        """The quantile of each term over the training set, (K,) in pixels.
+
+        Raises:
+            ValueError: If there is a term that no clip has.
+        """
         quantiles = StreamingQuantiles(self.terms).to(self.device)
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -212,16 +217,22 @@ class MotionAutoencoder(MotionModule):
                 quantiles.update(self.volume(batch["displacement"].to(self.device)))
         quantiles.counts = self.trainer.strategy.reduce(quantiles.counts, reduce_op="sum")
         scales = quantiles.quantile(QUANTILE)
+        for term, scale in enumerate(scales.tolist()):
+            if scale < LEAST_SCALE:
+                raise ValueError(
+                    f"Term {term} has no motion in any clip, but {scale:.1g} pixels of rounding "
+                    "errors; use fewer terms, or clips in which something moves."
+                )
         sizes = ", ".join(f"{scale:.3g}" for scale in scales.tolist())
         log.info("0.95 quantile of the amplitude of each term, in pixels: %s", sizes)
         return scales
 
     @torch.no_grad()
     def _follow(self, latents: Tensor) -> None:
-        """Average the moments of latents (N, C, h, w) over about the last hundred steps."""
+        """Average the moments of latents (N, C, h, w) over about the last twenty steps."""
         latents = latents.float()
         moments = torch.stack([latents.mean((0, 2, 3)), latents.square().mean((0, 2, 3))])
-        self.latent_moments.lerp_(moments, max(1 / (self.global_step + 1), 0.01))
+        self.latent_moments.lerp_(moments, max(1 / (self.global_step + 1), 0.05))
 
     def _latent_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel of latents, (C, 1, 1)."""

@@ -9,7 +9,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dyngen.networks.layers import Conv2d, ResidualBlock, check_boundary, normalisation, zero_
+from dyngen.networks.layers import Conv2d, ResidualBlock, check_boundary, zero_
 
 LOWEST_LOG_VARIANCE, HIGHEST_LOG_VARIANCE = -30.0, 20.0
 
@@ -18,6 +18,8 @@ class ImageAutoencoder(nn.Module):
     """Encoder and decoder of residual blocks, with a Gaussian of few channels between them.
 
     (Kingma & Welling 2013, arXiv 1312.6114; Rombach et al. 2022, arXiv 2112.10752, section 3.1.)
+    What the blocks add to is neither normalised nor bent on the way through, so that the amplitude
+    of a field, in which fields differ much more than pictures do, is not lost on it.
 
     Args:
         channels: Channels of an image.
@@ -63,7 +65,7 @@ class ImageAutoencoder(nn.Module):
             now = width
             if level < len(widths) - 1:
                 down.append(Conv2d(now, now, 3, edges, stride=2))
-        down += [normalisation(now), nn.SiLU(), Conv2d(now, 2 * latent_channels, 3, edges)]
+        down.append(Conv2d(now, 2 * latent_channels, 3, edges))
         self.encoder = nn.Sequential(*down)
 
         up: list[nn.Module] = [Conv2d(latent_channels, now, 3, edges)]
@@ -73,7 +75,7 @@ class ImageAutoencoder(nn.Module):
             if level > 0:
                 up += [nn.Upsample(scale_factor=2.0, mode="nearest"), Conv2d(now, now, 3, edges)]
         last = cast(Conv2d, zero_(Conv2d(now, channels * patch**2, 3, edges)))
-        self.decoder = nn.Sequential(*up, normalisation(now), nn.SiLU(), last)
+        self.decoder = nn.Sequential(*up, last)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the variance of the latents of images.
