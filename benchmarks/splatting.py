@@ -9,7 +9,9 @@ Beside it, on the same values, flow and importance:
 
 Values lie in memory channels last, as the library's result does, or channels first, when they are
 transposed on the way. Each is run in turn several times, the first time unrecorded; the medians are
-given. With gradients there is no limit to give: it is a forward and a backward pass.
+given. With gradients, a forward and a backward pass, the limit is three copies: values, result and
+its derivative are read, the values a second time, and the result and one derivative are written.
+Where there is a CUDA device the same is measured there.
 """
 
 from __future__ import annotations
@@ -35,13 +37,18 @@ def run() -> list[dict[str, Any]]:
     """Measure single images and batches, both layouts, and training; one entry for each."""
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
+    devices = {"": "cpu"} | ({" on a GPU": "cuda"} if torch.cuda.is_available() else {})
     try:
         return [
-            _measure("splatting, one image", 1, LAST),
-            _measure("splatting, one image, channels first", 1, FIRST),
-            _measure("splatting, batch of 8", 8, LAST),
-            _measure("splatting, batch of 8, channels first", 8, FIRST),
-            _measure("splatting, one image, with gradients", 1, LAST, gradients=True),
+            _measure(f"splatting, {name}{where}", batch, layout, gradients, device)
+            for where, device in devices.items()
+            for name, batch, layout, gradients in (
+                ("one image", 1, LAST, False),
+                ("one image, channels first", 1, FIRST, False),
+                ("batch of 8", 8, LAST, False),
+                ("batch of 8, channels first", 8, FIRST, False),
+                ("one image, with gradients", 1, LAST, True),
+            )
         ]
     finally:
         torch.set_num_threads(threads)
@@ -53,8 +60,8 @@ def naive(values: Tensor, flow: Tensor, importance: Tensor) -> Tensor:
     The importance is taken from its largest value in the batch.
     """
     batch, channels, height, width = values.shape
-    x = flow[:, 0] + torch.arange(width)
-    y = flow[:, 1] + torch.arange(height)[:, None]
+    x = flow[:, 0] + torch.arange(width, device=flow.device)
+    y = flow[:, 1] + torch.arange(height, device=flow.device)[:, None]
     weight = torch.exp(importance - importance.max())
     weighted = torch.cat([values * weight, weight], 1).flatten(2)
     result = torch.zeros_like(weighted)
@@ -81,9 +88,9 @@ def scene(batch: int, layout: torch.memory_format) -> tuple[Tensor, Tensor, Tens
 
 
 def _measure(
-    name: str, batch: int, layout: torch.memory_format, gradients: bool = False
+    name: str, batch: int, layout: torch.memory_format, gradients: bool, device: str
 ) -> dict[str, Any]:
-    values, flow, importance = scene(batch, layout)
+    values, flow, importance = (x.to(device) for x in scene(batch, layout))
     ours = splat(values, flow, importance)
     expected = naive(values, flow, importance)
     # They differ where next to nothing lands, which the naive way divides by its 1e-7.
@@ -101,20 +108,19 @@ def _measure(
         "ours": lambda: run_once(lambda *x: splat(*x).values),
         "peer": lambda: run_once(naive),
     }
-    if not gradients:
-        tasks["limit"] = lambda: destination.copy_(values)
+    copies = 3 if gradients else 1
+    tasks["limit"] = lambda: [destination.copy_(values) for _ in range(copies)]
     rates = {task: [batch / s for s in seconds] for task, seconds in _in_turn(tasks).items()}
     median = {task: statistics.median(values) for task, values in rates.items()}
-    limit = median.get("limit")
     return {
         "name": name,
         "ours": median["ours"],
         "peer": median["peer"],
         "peer_name": "one scatter_add_ per corner",
-        "limit": limit,
+        "limit": median["limit"],
         "unit": "images/s",
         "ratio_to_peer": median["ours"] / median["peer"],
-        "ratio_to_limit": None if limit is None else median["ours"] / limit,
+        "ratio_to_limit": median["ours"] / median["limit"],
         "spread": (max(rates["ours"]) - min(rates["ours"])) / median["ours"],
     }
 
@@ -126,6 +132,8 @@ def _in_turn(tasks: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
         for name, task in tasks.items():
             start = time.perf_counter()
             task()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
     return seconds

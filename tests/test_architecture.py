@@ -14,7 +14,7 @@ HOME, WORK = (f"/{name}" for name in ("home", "work"))  # so that this file has 
 # What each room of dyngen/ may import: other rooms, and packages besides the standard library.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "diffusion": (set(), {"torch"}),
-    "motion": (set(), {"torch"}),
+    "motion": (set(), {"torch", "numpy", "numba", "triton"}),
     "networks": (set(), {"torch", "einops"}),
     "metrics": (set(), {"torch", "torchmetrics", "numpy"}),
     "simulate": (set(), {"torch"}),

@@ -8,23 +8,26 @@ place by the bilinear kernel b. Where several pixels land, the mode says how the
 - ``linear``: ``sum_p b z v / sum_p b z``;
 - ``softmax``: ``sum_p b exp(z) v / sum_p b exp(z)``.
 
-A splat is a sparse matrix, four entries to a pixel, times a matrix of pixels by channels. The
-entries are sorted by where they land, so that the product is a gather: it runs in parallel and in
-a fixed order, and nothing larger than the result is written. On a GPU the entries are added with
-atomic operations instead, unless a deterministic result is asked for.
+Kernels for the CPU are compiled by numba (the extra ``fast``) and for CUDA by Triton. Where that is
+not installed, and for derivatives of derivatives, the formulas are taken in torch.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import logging
 import math
-from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+log = logging.getLogger(__name__)
 
 MODES = ("sum", "average", "linear", "softmax")
+KERNELS = {"cpu": "dyngen.motion.splatting_cpu", "cuda": "dyngen.motion.splatting_gpu"}
 REACH = 30.0  # of the exponent of what touches a place with no weight, whose derivative counts
 SNAP = 2.0**-20  # nearer than this to a pixel's centre is at it: no holes filled by rounding errors
 
@@ -53,8 +56,8 @@ def splat(
     """Carry values along a flow, mixing what overlaps by importance.
 
     Differentiable, twice if need be, in values, flow and importance. The arithmetic is in float32,
-    or in float64 where an argument is. ``softmax`` takes the largest importance at each place from
-    the exponent, so that neither its range nor a constant added to it matters.
+    or in float64 where an argument is. ``softmax`` takes a largest importance from the exponent, at
+    each place if need be, so that neither its range nor a constant added to it matters.
 
     Args:
         values: ``(..., C, H, W)``, of any floating dtype. Memory in the channels-last format needs
@@ -67,35 +70,30 @@ def splat(
             the CPU they always are. None asks ``torch.are_deterministic_algorithms_enabled()``.
 
     Raises: ValueError if the mode is unknown, if importance is given for ``sum`` or ``average`` or
-        missing for the others, or if shapes, dtypes or devices do not fit.
+        missing for the others, if shapes, dtypes or devices do not fit, or if a result cannot be
+        made deterministic.
     """
     _check(values, flow, importance, mode)
-    *batch, height, width = (*values.shape[:-3], *values.shape[-2:])
+    *batch, _, height, width = values.shape
     images = math.prod(batch)
     dtype = _arithmetic(values, flow, importance)
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
-    links, share = _land(
-        flow.reshape(images, 2, height, width).to(dtype),
-        in_order=deterministic or values.device.type == "cpu",
+    tensors = [
+        x.reshape(images, x.shape[-3], height, width).to(dtype)
+        for x in (values, flow, importance)
+        if x is not None
+    ]
+    kernels = _kernels(values.device.type) if values.numel() else None
+    if kernels is not None:
+        landed, coverage = _Splat.apply(mode, deterministic, kernels, *tensors)
+    else:
+        _check_determinism(values, deterministic)
+        landed, coverage = _formulas(mode, *tensors)
+    return Splat(
+        landed.reshape(values.shape).to(values.dtype),
+        coverage.reshape(*batch, 1, height, width).to(flow.dtype),
     )
-
-    ones = share.new_ones(links.sources, 1)
-    coverage = _mix(ones, share, links)
-    weight = share
-    if importance is not None:
-        weight = weight * _relative_importance(importance.to(dtype).reshape(-1), share, links, mode)
-    if mode != "sum":
-        total = coverage if importance is None else _mix(ones, weight, links)
-        total = total[:, 0].index_select(0, links.target)
-        weight = weight / torch.where(total == 0, 1.0, total)
-    mixed = _mix(_pixels_first(values, images).to(dtype), weight, links)
-
-    def as_image(landed: Tensor) -> Tensor:  # (targets, c) -> (..., c, H, W)
-        image = landed.view(images, *_canvas(height, width), landed.shape[1])[:, :height, :width]
-        return image.permute(0, 3, 1, 2).reshape(*batch, landed.shape[1], height, width)
-
-    return Splat(as_image(mixed.to(values.dtype)), as_image(coverage.to(flow.dtype)))
 
 
 def motion_importance(displacement: Tensor) -> Tensor:
@@ -107,193 +105,148 @@ def motion_importance(displacement: Tensor) -> Tensor:
     return torch.linalg.vector_norm(displacement, dim=2).mean(1, keepdim=True)
 
 
-@dataclass(frozen=True)
-class _Links:
-    """The places of the entries of a sparse matrix of targets by sources.
-
-    Attributes:
-        source, target: ``(E,)`` integers, the column and row of each entry.
-        sources, targets: how many columns and rows there are.
-        offsets: ``(targets + 1,)``, where the entries of each row begin, if they are sorted by row;
-            None if they are not.
-    """
-
-    source: Tensor
-    target: Tensor
-    sources: int
-    targets: int
-    offsets: Tensor | None = None
-
-
-class _Mix(torch.autograd.Function):
-    """``out[t] = sum over the entries e of row t of weight[e] * rows[source[e]]``.
-
-    Its derivatives are made of itself, and so can be differentiated again.
-    """
+class _Splat(torch.autograd.Function):
+    """A splat by compiled kernels, of ``(B, C, H, W)``, ``(B, 2, H, W)`` and ``(B, 1, H, W)``."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, links: _Links) -> Tensor:
-        """``(sources, C)`` and ``(E,)`` to ``(targets, C)``."""
-        ctx.save_for_backward(rows, weight)
-        ctx.links = links
-        if links.offsets is not None and rows.numel():  # a matrix without columns is refused
-            return functional.embedding_bag(
-                links.source,
-                rows,
-                links.offsets,
-                mode="sum",
-                per_sample_weights=weight,
-                include_last_offset=True,
-            )
-        mixed = rows.new_zeros(links.targets, rows.shape[1])
-        for source, target, part in zip(*_in_parts(links, weight), strict=True):
-            mixed.index_add_(0, target, rows.index_select(0, source) * part[:, None])
-        return mixed
+    def forward(
+        ctx: Any, mode: str, deterministic: bool, kernels: ModuleType, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Values like those given, in the channels-last format, and coverage ``(B, 1, H, W)``."""
+        ctx.settings = (MODES.index(mode), SNAP, REACH)
+        ctx.mode, ctx.kernels = mode, kernels
+        landed = kernels.forward(
+            *_arrays(kernels, *tensors), *ctx.settings, deterministic=deterministic
+        )
+        values = landed[0].permute(0, 3, 1, 2)
+        ctx.save_for_backward(*tensors, values, *landed[1:])
+        return values, landed[1][:, None]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        rows, weight = ctx.saved_tensors
-        links = ctx.links
-        gradient = gradients[0].contiguous()
-        of_rows = of_weight = None
-        if ctx.needs_input_grad[0]:
-            transposed, order = _transpose(links)
-            of_rows = _mix(
-                gradient, weight if order is None else weight.index_select(0, order), transposed
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, values, coverage, total, largest = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
+        if torch.is_grad_enabled():  # they are to be differentiated again
+            leaves = [x for x, need in zip(tensors, needed, strict=True) if need]
+            results = _formulas(ctx.mode, *tensors)
+            derived = iter(
+                torch.autograd.grad(
+                    results, leaves, gradients, create_graph=True, allow_unused=True
+                )
             )
-        if ctx.needs_input_grad[1]:
-            dots = [
-                (gradient.index_select(0, target) * rows.index_select(0, source)).sum(1)
-                for source, target, _ in zip(*_in_parts(links, weight), strict=True)
-            ]
-            of_weight = torch.cat(dots)
-        return of_rows, of_weight, None
+            return None, None, None, *(next(derived) if need else None for need in needed)
+        of_values, of_flow, of_importance = ctx.kernels.backward(
+            *_arrays(ctx.kernels, *tensors),
+            (values.permute(0, 2, 3, 1), coverage, total, largest),
+            _pixels_first(gradients[0], ctx.kernels),
+            gradients[1][:, 0].contiguous(),
+            (needed[0], any(needed[1:])),
+            *ctx.settings,
+        )
+        derivatives = (of_values.permute(0, 3, 1, 2), of_flow, of_importance[:, None])
+        return (
+            None,
+            None,
+            None,
+            *(x if need else None for x, need in zip(derivatives, needed, strict=False)),
+        )
 
 
-def _mix(rows: Tensor, weight: Tensor, links: _Links) -> Tensor:
-    return cast(Tensor, _Mix.apply(rows, weight, links))
+def _arrays(
+    kernels: ModuleType, values: Tensor, flow: Tensor, importance: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As the kernels take them; an importance that is not read is left undefined."""
+    if importance is None:
+        importance = torch.empty_like(flow[:, :1])
+    return _pixels_first(values, kernels), flow.contiguous(), importance[:, 0].contiguous()
 
 
-def _in_parts(links: _Links, weight: Tensor) -> tuple[tuple[Tensor, ...], ...]:
-    """Sources, targets and weights in parts, so that what is made of each stays in the cache."""
-    size = max(1, len(weight) if weight.device.type != "cpu" else 4096)
-    return links.source.split(size), links.target.split(size), weight.split(size)
+def _pixels_first(values: Tensor, kernels: ModuleType) -> Tensor:
+    """``(B, C, H, W)`` as ``(B, H, W, C)``, contiguous."""
+    last = values.permute(0, 2, 3, 1)
+    if last.is_contiguous() or not values.is_contiguous():
+        return last.contiguous()
+    return cast(Tensor, kernels.channels_last(values))
 
 
-def _sort(links: _Links) -> tuple[_Links, Tensor]:
-    """The entries sorted by target, and the order ``(E,)`` that sorts them."""
-    target, order = torch.sort(links.target, stable=True)
-    offsets = torch.zeros(links.targets + 1, dtype=torch.int64, device=target.device)
-    offsets.scatter_add_(0, target.long() + 1, torch.ones_like(target, dtype=torch.int64))
-    offsets = offsets.cumsum(0).to(target.dtype)
-    source = links.source.index_select(0, order)
-    return _Links(source, target, links.sources, links.targets, offsets), order
+@functools.cache
+def _kernels(device: str) -> ModuleType | None:
+    """The kernels for a kind of device; None if there are none, or nothing to compile them."""
+    if device not in KERNELS:
+        return None
+    try:
+        return importlib.import_module(KERNELS[device])
+    except ImportError as error:
+        log.info("splatting on %s is several times slower without %s", device, error.name)
+        return None
 
 
-def _transpose(links: _Links) -> tuple[_Links, Tensor | None]:
-    """The transposed matrix, sorted if this one is, and the order ``(E,)`` of its entries."""
-    transposed = _Links(links.target, links.source, links.targets, links.sources)
-    return (transposed, None) if links.offsets is None else _sort(transposed)
+def _formulas(
+    mode: str, values: Tensor, flow: Tensor, importance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same as :class:`_Splat`, by operations of torch, each of which has its derivative."""
+    batch, channels, height, width = values.shape
+    places = batch * height * width
+    target, share = _land(flow)
+
+    def add(entries: Tensor) -> Tensor:  # (4, pixels, c) -> (places, c)
+        empty = entries.new_zeros(places + 1, entries.shape[2])
+        return empty.index_add(0, target, entries.flatten(0, 1))[:-1]
+
+    def at_target(landed: Tensor) -> Tensor:  # (places,) -> (4, pixels)
+        return torch.cat([landed, landed.new_ones(1)]).index_select(0, target).view_as(share)
+
+    coverage = add(share[..., None])
+    weight, total = share, coverage
+    if importance is not None:
+        z = importance.reshape(-1).expand_as(share)
+        if mode == "softmax":
+            with torch.no_grad():
+                landed = z.clamp(min=torch.finfo(z.dtype).min).masked_fill(share == 0, -torch.inf)
+                largest = z.new_full((places + 1,), -torch.inf)
+                largest.scatter_reduce_(0, target, landed.flatten(), "amax")
+                largest.masked_fill_(largest == -torch.inf, torch.inf)  # a hole is not filled
+            z = torch.exp((z - at_target(largest[:-1])).clamp(max=REACH))
+        weight = share * z
+        total = add(weight[..., None])
+    if mode != "sum":
+        weight = weight / at_target(torch.where(total == 0, 1.0, total)[:, 0])
+    rows = values.permute(0, 2, 3, 1).reshape(places, channels)
+    mixed = add(weight[..., None] * rows)
+
+    def as_image(landed: Tensor) -> Tensor:  # (places, c) -> (B, c, H, W)
+        return landed.view(batch, height, width, landed.shape[1]).permute(0, 3, 1, 2)
+
+    return as_image(mixed), as_image(coverage)
 
 
-def _land(flow: Tensor, in_order: bool) -> tuple[_Links, Tensor]:
-    """The entries of the splat of a flow ``(B, 2, H, W)``, and each one's share b ``(4BHW,)``.
+def _land(flow: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the pixels of ``(B, 2, H, W)`` land, and the share b of each of the four places.
 
-    The targets are pixels of a canvas of at least 2 by 2 pixels.
+    Returns: ``(4 B H W,)``, the number of a place, B H W for one outside; and ``(4, B H W)``.
     """
     batch, _, height, width = flow.shape
-    rows, columns = _canvas(height, width)
-    pixels = batch * height * width
-    integer = torch.int64 if 4 * batch * rows * columns >= 2**31 else torch.int32
-    left, across = _shares(flow[:, 0] + torch.arange(width, device=flow.device), width)
-    top, down = _shares(flow[:, 1] + torch.arange(height, device=flow.device)[:, None], height)
-    share = (down[:, None] * across[None]).view(-1)  # (2, 2, B, H, W) flat
-
-    image = torch.arange(batch, device=flow.device, dtype=integer) * (rows * columns)
-    corner = image[:, None, None] + top.to(integer) * columns + left.to(integer)
-    steps = torch.tensor([0, 1, columns, columns + 1], device=flow.device, dtype=integer)
-    target = (steps[:, None] + corner.view(1, -1)).view(-1)
-    source = torch.arange(pixels, device=flow.device, dtype=integer).repeat(4)
-    links = _Links(source, target, pixels, batch * rows * columns)
-    if not in_order:
-        return links, share
-    links, order = _sort(links)
-    return links, share.index_select(0, order)
+    image = torch.arange(batch, device=flow.device)[:, None, None] * (height * width)
+    columns = _between(flow[:, 0] + torch.arange(width, device=flow.device), width)
+    rows = _between(flow[:, 1] + torch.arange(height, device=flow.device)[:, None], height)
+    targets, shares = [], []
+    for row, down in rows:
+        for column, across in columns:
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            place = image + row.long() * width + column.long()
+            targets.append(torch.where(inside, place, batch * height * width).view(-1))
+            shares.append((down * across).reshape(-1))
+    return torch.cat(targets), torch.stack(shares)
 
 
-def _canvas(height: int, width: int) -> tuple[int, int]:
-    return max(height, 2), max(width, 2)
-
-
-def _shares(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Between which two pixels of a row a position lies, and the share of each.
-
-    Args:
-        position: ``(B, H, W)``, pixel 0 at 0.
-        size: the pixels of the row.
-
-    Returns: the first of the two pixels ``(B, H, W)``, floating, at most ``size - 2`` unless that
-        is negative; and the shares ``(2, B, H, W)``, which fall to 0 within a pixel of the ends.
-    """
+def _between(position: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The two pixels of a row, of ``size``, that a position lies between, and the share of each."""
     position = torch.nan_to_num(position, nan=-2.0).clamp(-2, size + 1)
     fixed = position.detach()
     nearest = fixed.round()
     position = position + torch.where((nearest - fixed).abs() < SNAP, nearest - fixed, 0.0)
-    first = position.detach().floor().clamp(0, max(size - 2, 0))
-    beyond = position - first  # between 0 and 1, unless it is at the ends
-    near = torch.where(beyond < 0, 1 + beyond, 1 - beyond)
-    far = torch.where(beyond > 1, 2 - beyond, beyond)
-    return first, torch.stack([near, far]).clamp(min=0)
-
-
-def _relative_importance(importance: Tensor, share: Tensor, links: _Links, mode: str) -> Tensor:
-    """z, or exp(z - the largest z at the same target), of every entry: ``(E,)``.
-
-    Args:
-        importance: ``(sources,)``.
-        share: ``(E,)``, b; an entry without share has no say in which z is largest.
-    """
-    importance = importance.index_select(0, links.source)
-    if mode == "linear":
-        return importance
-    with torch.no_grad():
-        landed = importance.masked_fill(share == 0, -torch.inf)
-        if links.offsets is not None:
-            largest = torch.segment_reduce(landed, "max", offsets=links.offsets)
-        else:
-            largest = landed.new_full((links.targets,), -torch.inf)
-            largest.scatter_reduce_(0, links.target.long(), landed, "amax")
-        largest = largest.clamp(min=torch.finfo(largest.dtype).min).index_select(0, links.target)
-    return torch.exp((importance - largest).clamp(max=REACH))
-
-
-def _pixels_first(values: Tensor, images: int) -> Tensor:
-    """``(..., C, H, W)`` as rows ``(pixels of all images, C)``, contiguous."""
-    channels, height, width = values.shape[-3:]
-    last = values.movedim(-3, -1)
-    if last.is_contiguous():
-        return last.reshape(images * height * width, channels)
-    return cast(Tensor, _Transpose.apply(values.reshape(images, channels, height * width)))
-
-
-class _Transpose(torch.autograd.Function):
-    """``(images, C, pixels)`` to ``(images pixels, C)`` contiguous, several times as fast as torch.
-
-    Torch transposes one matrix fast and many slowly, so it is given one at a time.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor) -> Tensor:
-        count, channels, pixels = images.shape
-        ctx.shape = (count, pixels, channels)
-        rows = images.new_empty(count, pixels, channels)
-        for matrix, image in zip(rows, images, strict=True):
-            matrix.copy_(image.t())
-        return rows.view(count * pixels, channels)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0].view(ctx.shape).transpose(1, 2)
+    first = position.detach().floor()
+    return (first, 1 - (position - first)), (first + 1, position - first)
 
 
 def _arithmetic(*tensors: Tensor | None) -> torch.dtype:
@@ -323,3 +276,13 @@ def _check(values: Tensor, flow: Tensor, importance: Tensor | None, mode: str) -
             raise ValueError(
                 f"{name} is on {tensor.device} and values on {values.device}; move one of them."
             )
+
+
+def _check_determinism(values: Tensor, deterministic: bool) -> None:
+    if not deterministic or values.device.type == "cpu":
+        return
+    if not torch.are_deterministic_algorithms_enabled():
+        raise ValueError(
+            f"Without kernels for {values.device} splatting is deterministic only if all of torch "
+            "is: install triton, or call torch.use_deterministic_algorithms(True)."
+        )

@@ -1,9 +1,17 @@
-"""Splatting against loops over pixels, finite differences, and what is known without computing."""
+"""Splatting against loops over pixels, finite differences, and what is known without computing.
+
+By each of its ways: compiled by numba, in torch's operations, and by Triton, whose kernels run
+where there is a GPU, or slowly by Triton's interpreter with TRITON_INTERPRET=1.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import itertools
 import math
+import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,6 +23,22 @@ from dyngen.motion import splatting
 from dyngen.motion.splatting import MODES, motion_importance, splat
 
 WEIGHTED = ("linear", "softmax")
+
+
+WAYS: dict[str, object] = {"torch": None}
+if importlib.util.find_spec("numba"):
+    WAYS["numba"] = importlib.import_module("dyngen.motion.splatting_cpu")
+if importlib.util.find_spec("triton") and os.environ.get("TRITON_INTERPRET") == "1":
+    WAYS["triton"] = importlib.import_module("dyngen.motion.splatting_gpu")
+
+
+@pytest.fixture(autouse=True, scope="module", params=WAYS)
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test goes every way that can be gone here with tensors on the CPU."""
+    kernels, usual = WAYS[request.param], splatting._kernels
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splatting, "_kernels", lambda d: kernels if d == "cpu" else usual(d))
+        yield request.param
 
 
 def loops(
@@ -67,21 +91,38 @@ def test_splatting_is_the_sum_over_pixels(mode: str, size: tuple[int, int]) -> N
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_unsorted_entries_give_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The way of a GPU, atomic additions in any order, taken here: values and derivatives."""
-    values, flow, z = (x.requires_grad_() for x in scene())
-    given_z = importance_for(mode, z)
-    inputs = [x for x in (values, flow, given_z) if x is not None]
+@pytest.mark.parametrize("apart", [1.0, 1e3])
+def test_every_way_gives_the_same(
+    mode: str, apart: float, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and derivatives, of importances near each other and far apart."""
+    if way == "torch":
+        pytest.skip("the one that the others are compared with")
+    values, flow, z = (x.requires_grad_() for x in scene(channels=70, height=9, width=20))
+    given_z = importance_for(mode, apart * z)
+    inputs = [x for x in (values, flow, z if mode in WEIGHTED else None) if x is not None]
 
     def all_of_it() -> list[Tensor]:
         result = splat(values, flow, given_z, mode)
-        return [*result, *torch.autograd.grad(result.values.square().sum(), inputs)]
+        total = result.values.square().sum() + result.coverage.square().sum()
+        return [*result, *torch.autograd.grad(total, inputs, retain_graph=True)]
 
-    in_order = all_of_it()
-    land = splatting._land
-    monkeypatch.setattr(splatting, "_land", lambda flow, in_order: land(flow, False))
-    for ours, expected in zip(all_of_it(), in_order, strict=True):
-        torch.testing.assert_close(ours, expected)
+    ours = all_of_it()
+    monkeypatch.setattr(splatting, "_kernels", lambda device: None)
+    for of_ours, expected in zip(ours, all_of_it(), strict=True):
+        torch.testing.assert_close(of_ours, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_changes_no_bit(threads: int) -> None:
+    values, flow, z = (x.float() for x in scene(batch=2, height=7, spread=4))
+    expected = splat(values, flow, z)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(splat(values, flow, z).values, expected.values)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("mode", MODES)
