@@ -12,6 +12,8 @@ import torch
 from dyngen.diffusion.noise import edm_sigmas
 from dyngen.rollout.frame_sampler import ConditionalFrameSampler, FrameSampler, GuidedFrameSampler
 
+GUIDED_SIGMA_MAX, SIGMA_MAX = 2.0, 40.0
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -22,7 +24,9 @@ class Sampling:
             particles, which need a random sampler.
         steps: Noise levels visited per frame.
         sigma_min: The smallest noise level.
-        sigma_max: The largest noise level, where sampling starts.
+        sigma_max: The largest noise level, where sampling starts; by default 2 with guidance, as
+            it starts from the guided estimate of the next frame, and 40 without, in units of the
+            data's standard deviation.
         rho: Curvature of the noise levels between (Karras et al. 2022, equation 5).
         scale: Guidance scale w; 1 is the principled value, 0 samples the image model alone.
         interval: Noise levels at which the discriminator's gradient acts.
@@ -42,7 +46,7 @@ class Sampling:
     sampler: str | None = None
     steps: int = 10
     sigma_min: float = 0.02
-    sigma_max: float = 40.0
+    sigma_max: float | None = None
     rho: float = 7.0
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, math.inf)
@@ -54,7 +58,7 @@ class Sampling:
     precision: Literal["full", "bf16"] = "full"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 < self.sigma_min < self.sigma_max:
+        if self.steps < 1 or not 0 < self.sigma_min < (self.sigma_max or GUIDED_SIGMA_MAX):
             raise ValueError(
                 f"steps = {self.steps}, sigma_min = {self.sigma_min} and sigma_max = "
                 f"{self.sigma_max} are no noise levels: give at least one step and "
@@ -75,11 +79,13 @@ def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
     Raises:
         ValueError: For settings that this model cannot sample with.
     """
-    sigmas = edm_sigmas(sampling.steps, sampling.sigma_min, sampling.sigma_max, sampling.rho)
     precision = torch.bfloat16 if sampling.precision == "bf16" else None
     name = sampling.sampler or ("dpm_solver_pp_2m" if sampling.particles == 1 else None)
     logit = getattr(model, "logit", None)
     history = getattr(model, "history_length", None)
+    guided = logit is not None and sampling.scale > 0
+    sigma_max = sampling.sigma_max or (GUIDED_SIGMA_MAX if guided else SIGMA_MAX)
+    sigmas = edm_sigmas(sampling.steps, sampling.sigma_min, sigma_max, sampling.rho)
     if logit is None and history is not None:
         if sampling.particles > 1 or sampling.scale not in (0, 1):
             raise ValueError(
