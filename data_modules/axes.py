@@ -50,8 +50,10 @@ def find_time_dim(dataset: xr.Dataset, path: str, asked: str | None) -> str:
     for name, attrs in known.items():
         if attrs.get("standard_name") == "time" or attrs.get("axis") == "T":
             return name
-    for name in known:
+    for name, attrs in known.items():
         if name in dataset.coords and dataset[name].dtype.kind == "M":
+            return name
+        if " since " in str(attrs.get("units")):  # not decoded
             return name
         if name in dataset.coords and hasattr(_first(dataset[name]), "calendar"):
             return name

@@ -31,7 +31,7 @@ from data_modules.axes import (
 )
 from data_modules.calendars import GAP, read_times, show, typical_step
 from data_modules.errors import DataError
-from data_modules.sources import Paths, Source, find_source, first_line, trouble_at
+from data_modules.sources import Paths, Source, find_source, first_line, is_zarr, trouble_at
 
 
 class Channel(NamedTuple):
@@ -269,6 +269,8 @@ def open_cube(
             "spatial_dims."
         )
     stored = list(dict.fromkeys(asked)) or _on_the_grid(dataset, (time_dim, rows, columns))
+    if not asked and is_zarr(source.paths[0]):
+        stored = sorted(stored)  # a folder lists them in no order
     if not stored:
         raise DataError(
             f"{path} has no variable with dimensions {time_dim}, {rows} and {columns}; "

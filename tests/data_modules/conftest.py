@@ -1,6 +1,7 @@
-"""Small cubes whose values say where they come from."""
+"""Small cubes whose values say where they come from, and a server of buckets."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,19 @@ def make_cube(tmp_path: Path) -> MakeCube:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[dict[str, Any]]:
+    """Storage options of a server with an empty bucket named `climate`."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'dyngen[test]'")
+    server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    options = {"key": "key", "secret": "secret", "endpoint_url": f"http://{host}:{port}"}
+    fsspec.filesystem("s3", **options).mkdir("climate")
+    yield options
+    running.stop()

@@ -48,25 +48,6 @@ def days(start: str, count: int, calendar: str = "standard") -> Any:
 # --- an S3-compatible server -------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[Options]:
-    """Storage options of a server with an empty bucket named `climate`."""
-    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'dyngen[test]'")
-    server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
-    import logging
-
-    import fsspec
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    options = {"key": "key", "secret": "secret", "endpoint_url": f"http://{host}:{port}"}
-    fsspec.filesystem("s3", **options).mkdir("climate")
-    yield options
-    running.stop()
-
-
 STORED: dict[str, Options] = {
     "v3": {"zarr_format": 3, "consolidated": False},
     "v3 consolidated": {"zarr_format": 3, "consolidated": True},
