@@ -1,0 +1,242 @@
+"""What trained models of motion come to on held-out clips, as numbers in a JSON file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+
+from dyngen.models.checkpoints import load_model
+from dyngen.models.cube_module import VALIDATION_SIGMAS
+from dyngen.models.spectral_ldm import SpectralLDM, seeded_noise
+from dyngen.motion.spectral_volume import energy_lost, frequencies
+from dyngen.report.motion import motion_scores
+from dyngen.report.provenance import machine
+
+log = logging.getLogger(__name__)
+
+Batch = Mapping[str, Tensor]
+TERMS = (4, 8, 16, 24)
+OUT = Path("docs/results/garden/motion.json")
+
+
+def motion_results(
+    data: LightningDataModule,
+    models: dict[str, Path],
+    out: Path = OUT,
+    split: Literal["validate", "test"] = "test",
+    clips: int = 16,
+    steps: int = 50,
+    guidance_scale: float = 0.0,
+    sampler: str = "ddim",
+    seed: int = 0,
+    device: str = "auto",
+    command: str = "",
+) -> dict[str, Any]:
+    """Measure models of motion on held-out clips and write what they come to.
+
+    Figures of an earlier run that this one does not measure, such as the end-point error of
+    extraction, stay in the file.
+
+    Args:
+        data: Clips, in batches with `image`, `displacement` and, if there is one, `mask`.
+        models: Checkpoints of `SpectralLDM` by name, such as `coordinated`, `independent`, `volume`
+            and those of the ablation.
+        out: JSON file to write.
+        split: Which clips.
+        clips: How many of them at most; each is sampled once.
+        steps: Of the sampler.
+        guidance_scale: w of classifier-free guidance.
+        sampler: Name of the sampler.
+        seed: Of the samples.
+        device: cpu, cuda, or auto.
+        command: The command line that this is part of, for the record.
+
+    Returns:
+        What is in the file: `energy_kept` by K; `reconstruction_error` of the autoencoder alone and
+        of each model; `models`, all scores of each; `ablation`, the same in short; `floor`, how far
+        one half of the held-out clips is from the other; `machine`, `command` and settings.
+
+    Raises:
+        ValueError: If there are no clips, or a checkpoint is of another kind of model.
+    """
+    place = torch.device(_device(device))
+    batches = held_out(data, split, clips, place)
+    results: dict[str, Any] = {
+        "clips": sum(len(batch["image"]) for batch in batches),
+        "energy_kept": energy_kept(batches),
+        "reconstruction_error": {},
+        "reconstruction_error_by_noise": {},
+        "models": {},
+        "ablation": {},
+        "sampling": {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale},
+        "machine": machine(),
+        "command": command,
+    }
+    for name, checkpoint in models.items():
+        model = _open(checkpoint).to(place)
+        errors = reconstruction_errors(model, batches)
+        limit = autoencoder_error(model, batches)
+        started = time.perf_counter()
+        sampled, real, mask = sample_all(
+            model, batches, seed, steps=steps, guidance_scale=guidance_scale, sampler=sampler
+        )
+        seconds = (time.perf_counter() - started) / len(sampled)
+        scores = motion_scores(sampled, real, mask)
+        rate = float((model.cube or {}).get("fps") or 30.0)
+        scores["frequencies"] = frequencies(model.terms, model.frames, rate).tolist()
+        results["models"][name] = scores
+        results["reconstruction_error"].setdefault("autoencoder", limit)
+        results["reconstruction_error"][name] = _mean(errors.values())
+        results["reconstruction_error_by_noise"][name] = errors
+        results["ablation"][name] = {
+            "terms": model.terms,
+            "parameters": sum(p.numel() for p in model.network.parameters()),
+            "autoencoder_error": limit,
+            "reconstruction_error": _mean(errors.values()),
+            "seconds_per_sample": seconds,
+            **in_short(scores),
+        }
+        if len(real) > 1 and "floor" not in results:
+            first, second = real.tensor_split(2)
+            results["floor"] = in_short(motion_scores(first, second))
+        log.info("%s: %s", name, ", ".join(_told(results["ablation"][name])))
+    return write_results(out, results)
+
+
+def held_out(
+    data: LightningDataModule, split: str, clips: int, device: torch.device
+) -> list[dict[str, Tensor]]:
+    """Batches of the first clips of a split, as many as there are or are asked for.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    data.setup("validate" if split == "validate" else "test")
+    loader: Iterable[Batch] = (
+        data.val_dataloader() if split == "validate" else data.test_dataloader()
+    )
+    batches, left = [], clips
+    for batch in loader:
+        if left <= 0:
+            break
+        batches.append({k: v[:left].to(device) for k, v in batch.items()})
+        left -= len(batch["image"])
+    if not batches:
+        raise ValueError(f"The {split} split has no clips, or none are asked for (clips={clips}).")
+    return batches
+
+
+def energy_kept(batches: Iterable[Batch]) -> dict[str, float]:
+    """The part of the mean square displacement that K terms keep, for each K that frames allow."""
+    displacements = [batch["displacement"] for batch in batches]
+    frames = displacements[0].shape[1]
+    weight = torch.cat([d.double().square().mean((1, 2, 3, 4)).cpu() for d in displacements])
+    kept = {}
+    for terms in TERMS:
+        if 2 * terms <= frames + 1:
+            lost = torch.cat([energy_lost(d, terms).double().cpu() for d in displacements])
+            kept[str(terms)] = 1 - float((weight * lost).sum() / weight.sum())
+    return kept
+
+
+def sample_all(
+    model: SpectralLDM, batches: Iterable[Batch], seed: int, **options: Any
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One sample of each clip, the real one, both ``(N, K, 4, H, W)``, and masks ``(N, H, W)``."""
+    sampled, real, masks, first = [], [], [], 0
+    for batch in batches:
+        noise = seeded_noise(seed, len(batch["image"]), first)
+        sampled.append(model.sample(batch["image"], noise, **options).cpu())
+        real.append(model.volume(batch["displacement"]).cpu())
+        if "mask" in batch:
+            masks.append(batch["mask"][:, 0].cpu() > 0)
+        first += len(batch["image"])
+    return torch.cat(sampled), torch.cat(real), torch.cat(masks) if masks else None
+
+
+def reconstruction_errors(model: SpectralLDM, batches: Sequence[Batch]) -> dict[str, float]:
+    """The error of volumes noised, denoised and decoded, by noise level, the mean over clips."""
+    total = torch.zeros(len(VALIDATION_SIGMAS), dtype=torch.float64)
+    for number, batch in enumerate(batches):
+        errors = model.reconstruction_errors(dict(batch), seed=number)
+        total += len(batch["image"]) * errors.double().cpu()
+    total /= sum(len(batch["image"]) for batch in batches)
+    return {f"{s:g}": e for s, e in zip(VALIDATION_SIGMAS, total.tolist(), strict=True)}
+
+
+@torch.no_grad()
+def autoencoder_error(model: SpectralLDM, batches: Iterable[Batch]) -> float:
+    """Mean absolute error of normalised volumes that are encoded and decoded, the limit of all."""
+    total = count = 0.0
+    for batch in batches:
+        slices = model.latents.normalise(model.volume(batch["displacement"]))
+        decoded = model.latents.decode_slices(model.latents.encode_slices(slices))
+        total += float((decoded - slices).abs().double().sum())
+        count += slices.numel()
+    return total / count
+
+
+def in_short(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    """One number of each kind of score; None where there is no mask."""
+    agreement = scores.get("mask_agreement", {})
+    return {
+        "power_spectrum_distance_db": scores["power_spectrum_distance_db"],
+        "amplitude_distance": _mean(scores["amplitude_distance"][1:]),
+        "spatial_correlation_error": scores["spatial_correlation_error"],
+        "area_under_curve": agreement.get("area_under_curve"),
+        "intersection_over_union": agreement.get("intersection_over_union"),
+    }
+
+
+def write_results(out: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """Write figures into a JSON file, and keep those that are there and not among them."""
+    before = json.loads(out.read_text()) if out.exists() else {}
+    merged: dict[str, Any] = {**before, **_finite(results)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    partial.write_text(json.dumps(merged, indent=1) + "\n")
+    partial.replace(out)
+    return merged
+
+
+def _open(checkpoint: Path) -> SpectralLDM:
+    model = load_model(checkpoint)
+    if not isinstance(model, SpectralLDM):
+        raise ValueError(
+            f"{checkpoint} holds a {type(model).__name__}, which samples no motion; give a "
+            "checkpoint of SpectralLDM."
+        )
+    return model
+
+
+def _told(row: Mapping[str, Any]) -> Iterable[str]:
+    for key, value in row.items():
+        if value is not None:
+            yield f"{key.replace('_', ' ')} {value:.3g}"
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values) if values else math.nan
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _device(name: str) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
