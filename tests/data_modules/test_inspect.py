@@ -140,10 +140,12 @@ def test_trajectories_numbers_and_netcdf(tmp_path: Path) -> None:
 
 def test_a_bucket_is_inspected(s3: dict[str, Any]) -> None:
     dataset = xr.Dataset({"u": (("time", "y", "x"), np.ones((20, 4, 6), np.float32))})
-    dataset.to_zarr("s3://climate/inspect.zarr", storage_options=s3, consolidated=False)
+    encoding = {"u": {"chunks": (1, 4, 6)}}
+    url = "s3://climate/inspect.zarr"
+    dataset.to_zarr(url, storage_options=s3, consolidated=False, encoding=encoding)
     found = inspect("s3://climate/inspect.zarr", storage_options=s3)
     assert found.storage["u"].absent == 0
     assert found.streamed is not None
     command = str(found.command)
     assert f"--storage_options.endpoint_url={s3['endpoint_url']}" in command
-    assert s3["secret"] not in command.replace("storage_options", "")
+    assert "secret" not in command
