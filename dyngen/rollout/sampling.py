@@ -12,7 +12,7 @@ import torch
 from dyngen.diffusion.noise import edm_sigmas
 from dyngen.rollout.frame_sampler import ConditionalFrameSampler, FrameSampler, GuidedFrameSampler
 
-GUIDED_SIGMA_MAX, SIGMA_MAX = 2.0, 40.0
+GUIDED_SIGMA_MAX, SIGMA_MAX = 4.0, 40.0
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Sampling:
             particles, which need a random sampler.
         steps: Noise levels visited per frame.
         sigma_min: The smallest noise level.
-        sigma_max: The largest noise level, where sampling starts; by default 2 with guidance, as
+        sigma_max: The largest noise level, where sampling starts; by default 4 with guidance, as
             it starts from the guided estimate of the next frame, and 40 without, in units of the
             data's standard deviation.
         rho: Curvature of the noise levels between (Karras et al. 2022, equation 5).
