@@ -2,7 +2,9 @@
 
 Beside it, on the same shuffled training windows of the same cube:
 
-- the peer: `xarray.isel` for each window, as a plain `Dataset.__getitem__` would do;
+- two peers: `xarray.isel` for each window, as a plain `Dataset.__getitem__` would do; and a
+  `BatchGenerator` of xbatcher, whose windows are drawn in random order (its batches of neighbours,
+  which cannot be shuffled, are slower still);
 - the limit: a loop that reads and decodes each chunk of the training split once with zarr, and does
   nothing else.
 
@@ -12,6 +14,8 @@ the page cache, so that it is the software that is measured and not the disk.
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import math
 import statistics
 import tempfile
@@ -27,6 +31,8 @@ import zarr
 
 from data_modules.climate_cube import ClimateCubeDataModule
 
+logger = logging.getLogger(__name__)
+
 TRAJECTORIES, FRAMES, SIZE = 32, 384, 64
 CHUNK, SHARD = 32, 192
 WINDOW = 4
@@ -36,11 +42,11 @@ REPEATS = 5
 
 
 def run() -> list[dict[str, Any]]:
-    """Measure with and without worker processes; one entry for each."""
+    """Measure with and without worker processes; an entry for each and each peer."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cube.zarr"
         write_cube(path)
-        return [_measure(path, workers) for workers in (0, 2)]
+        return [entry for workers in (0, 2) for entry in _measure(path, workers)]
 
 
 def write_cube(path: Path) -> None:
@@ -66,7 +72,7 @@ def write_cube(path: Path) -> None:
         array[trajectory] = fields.astype(np.float32)
 
 
-def _measure(path: Path, workers: int) -> dict[str, Any]:
+def _measure(path: Path, workers: int) -> list[dict[str, Any]]:
     module = ClimateCubeDataModule(
         path,
         window_length=WINDOW,
@@ -79,13 +85,16 @@ def _measure(path: Path, workers: int) -> dict[str, Any]:
     dataset = xr.open_dataset(path, engine="zarr", consolidated=False)
     array = zarr.open_group(path, mode="r")["vorticity"]
     assert isinstance(array, zarr.Array)
-    trajectories = module.split("train").trajectories[1]
+    trajectories, mean = module.split("train").trajectories[1], module.statistics.mean[0]
 
     def ours() -> int:
         return sum(len(batch["frames"]) for batch in loader)
 
-    def peer() -> int:
-        return sum(len(b) for b in _naive(dataset, trajectories, module.statistics.mean[0]))
+    def isel() -> int:
+        return sum(len(b) for b in _naive(dataset, trajectories, mean))
+
+    def xbatcher() -> int:
+        return sum(len(b) for b in _xbatcher(dataset, trajectories, mean))
 
     def limit() -> int:
         for trajectory in np.random.default_rng(0).permutation(trajectories):
@@ -93,20 +102,33 @@ def _measure(path: Path, workers: int) -> dict[str, Any]:
                 array[trajectory, first : first + CHUNK]
         return loader.windows
 
-    rates = _in_turn({"ours": ours, "peer": peer, "limit": limit})
+    tasks = {"ours": ours, "xarray.isel per window": isel, "limit": limit}
+    if importlib.util.find_spec("xbatcher"):
+        tasks["xbatcher, windows in random order"] = xbatcher
+    else:
+        logger.warning("xbatcher is not installed and is left out: pip install xbatcher")
+    rates = _in_turn(tasks)
     median = {name: statistics.median(values) for name, values in rates.items()}
     low, high = min(rates["ours"]), max(rates["ours"])
-    return {
-        "name": f"streaming, shuffled, {workers} workers",
-        "ours": median["ours"],
-        "peer": median["peer"],
-        "peer_name": "xarray.isel per window",
-        "limit": median["limit"],
-        "unit": "windows/s",
-        "ratio_to_peer": median["ours"] / median["peer"],
-        "ratio_to_limit": median["ours"] / median["limit"],
-        "spread": (high - low) / median["ours"],
+    beside = {
+        "xarray.isel per window": "",
+        "xbatcher, windows in random order": ", beside xbatcher",
     }
+    return [
+        {
+            "name": f"streaming, shuffled, {workers} workers{label}",
+            "ours": median["ours"],
+            "peer": median[peer],
+            "peer_name": peer,
+            "limit": median["limit"],
+            "unit": "windows/s",
+            "ratio_to_peer": median["ours"] / median[peer],
+            "ratio_to_limit": median["ours"] / median["limit"],
+            "spread": (high - low) / median["ours"],
+        }
+        for peer, label in beside.items()
+        if peer in median
+    ]
 
 
 def _naive(dataset: xr.Dataset, trajectories: int, mean: float) -> Iterator[torch.Tensor]:
@@ -121,6 +143,21 @@ def _naive(dataset: xr.Dataset, trajectories: int, mean: float) -> Iterator[torc
             )
             windows.append(torch.from_numpy(window.values) - mean)
         yield torch.stack(windows)
+
+
+def _xbatcher(dataset: xr.Dataset, trajectories: int, mean: float) -> Iterator[torch.Tensor]:
+    from xbatcher import BatchGenerator
+
+    windows = BatchGenerator(
+        dataset[["vorticity"]].isel(trajectory=slice(0, trajectories)),
+        input_dims={"trajectory": 1, "time": WINDOW, "y": SIZE, "x": SIZE},
+        input_overlap={"time": WINDOW - 1},
+        preload_batch=False,
+    )
+    chosen = np.random.default_rng(0).permutation(len(windows))[:NAIVE_WINDOWS]
+    for few in np.array_split(chosen, math.ceil(NAIVE_WINDOWS / BATCH)):
+        batch = [torch.from_numpy(windows[int(i)]["vorticity"].values) - mean for i in few]
+        yield torch.cat(batch)
 
 
 def _in_turn(tasks: dict[str, Callable[[], int]]) -> dict[str, list[float]]:
