@@ -47,8 +47,8 @@ class Features:
     Args:
         frames: `class_path` and `init_args` of an extractor of frames; None: wavelet scattering.
         windows: of extractors of windows, by their length in frames; None: scattering of 16 and 32.
-        samples: The most frames of each system, and of the reference, evenly spread; for windows a
-            quarter as many.
+        samples: The most frames of each system, and of the reference, evenly spread; of windows of
+            n frames 4 / n as many.
 
     Raises:
         ValueError: For less than two samples.
@@ -56,16 +56,15 @@ class Features:
 
     frames: dict[str, Any] | None = None
     windows: dict[int, dict[str, Any]] | None = None
-    samples: int = 1200
+    samples: int = 1000
 
     def __post_init__(self) -> None:
         if self.samples < 8:
             raise ValueError(f"samples of Features must be at least 8, not {self.samples}.")
 
-    @property
-    def windowed(self) -> int:
-        """The most windows of each side."""
-        return self.samples // 4
+    def most(self, length: int) -> int:
+        """The most windows of each side; 1 is of frames."""
+        return self.samples if length == 1 else max(2, 4 * self.samples // length)
 
     def extractors(
         self, channels: int, shape: tuple[int, int], periodic: tuple[bool, bool]
@@ -127,10 +126,15 @@ def feature_distances(
     """
     films = _Films(reference)
     extractors = features.extractors(len(films.names), films.shape, periodic)
+    longest = max(
+        [data.sizes["lead"] for data in forecasts.values()]
+        + [data.sizes["time"] for data in (free_runs or {}).values()],
+        default=0,
+    )
     yardsticks = [
-        _Yardstick(films, length, extractor, features.samples if length == 1 else features.windowed)
+        _Yardstick(films, length, extractor, features.most(length))
         for length, extractor in extractors.items()
-        if length <= films.steps
+        if length <= min(films.steps, longest)
     ]
     systems = dict(forecasts)
     if truth is not None:

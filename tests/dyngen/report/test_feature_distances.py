@@ -53,8 +53,8 @@ def world(seed: int = 0) -> dict[str, Any]:
     draw = np.random.default_rng(seed).standard_normal
     return {
         "forecasts": {
-            "shifted": fields(1.0 + draw((40, 10, 8)), ("initial", "member", "lead")),
-            "wide": fields(2.0 * draw((40, 10, 8)), ("initial", "member", "lead")),
+            "shifted": fields(1.0 + draw((40, 5, 8)), ("initial", "member", "lead")),
+            "wide": fields(2.0 * draw((40, 5, 8)), ("initial", "member", "lead")),
         },
         "truth": fields(draw((40, 8)), ("initial", "lead")),
         "initial_frames": fields(draw(40), ("initial",)),
@@ -70,8 +70,8 @@ def test_distances_of_gaussian_features_are_their_closed_form() -> None:
     found = feature_distances(**world())
     fid = found["FID_mean"]
     # Squared difference of means plus that of standard deviations.
-    assert float(fid.sel(system="shifted")) == pytest.approx(1.0, abs=0.12)
-    assert float(fid.sel(system="wide")) == pytest.approx(1.0, abs=0.12)
+    assert float(fid.sel(system="shifted")) == pytest.approx(1.0, abs=0.15)
+    assert float(fid.sel(system="wide")) == pytest.approx(1.0, abs=0.15)
     assert float(fid.sel(system="truth")) == pytest.approx(0.0, abs=0.03)
     # Frames that repeat have no change: (0 - sqrt 2)^2, as differences have variance 2.
     fvd = found["FVD-4_change"]
@@ -95,7 +95,7 @@ def test_distance_by_lead_and_along_a_run_follow_a_drift() -> None:
     given = world()
     leads = np.linspace(0, 2, 8)
     draw = np.random.default_rng(1).standard_normal
-    given["forecasts"] = {"going": fields(leads + draw((40, 10, 8)), ("initial", "member", "lead"))}
+    given["forecasts"] = {"going": fields(leads + draw((40, 5, 8)), ("initial", "member", "lead"))}
     found = feature_distances(**given)
     curve = found["FID_mean_lead"].sel(system="going").values
     np.testing.assert_allclose(curve, leads**2, atol=0.6)
@@ -144,7 +144,11 @@ def test_scattering_is_the_default_and_warns_of_few_samples(
     smooth["u"] = smooth["u"].rolling(x=3, center=True, min_periods=1).mean()
     same = xr.Dataset({"u": (("member", "time", *SPACE), noise(2, 60))})
     found = feature_distances(
-        {}, None, reference=reference, free_runs={"smooth": smooth, "same": same}
+        {},
+        None,
+        reference=reference,
+        free_runs={"smooth": smooth, "same": same},
+        features=Features(samples=80),
     )
     fid = found["free_FID_scattering-j3-l4"]
     assert float(fid.sel(system="smooth")) > 5 * float(fid.sel(system="same"))
