@@ -21,6 +21,13 @@ from dyngen.options import OptionParser, nearest, sentence
 
 LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
 
+# Verbs whose first words are the values of an option, and whether there may be several.
+WORDS = {
+    "evaluate": ("rollouts", True),
+    "inspect": ("cube", False),
+    "rechunk": ("cube", False),
+}
+
 IDLE_TALK = ("💡 Tip", "TPU available", "GPU available: False")
 
 USAGE = """usage: dyngen VERB [options]
@@ -36,6 +43,8 @@ make and use:
   rollout              sample an ensemble of trajectories from a trained model into a Zarr
   evaluate ROLLOUT ... --reference CUBE
                        score rollouts of any origin against a cube of what came true
+  inspect CUBE         say what a cube holds, how fast it streams, and what would be faster
+  rechunk CUBE         write a cube again with other chunks
   demo                 everything in turn: data, training, rollouts, scores, report
 
 `dyngen VERB --help` lists the options of each; `dyngen fit --config FILE --print_config` shows what
@@ -96,8 +105,8 @@ def run(arguments: Sequence[str]) -> None:
             sys.stdout.write("usage: dyngen simulate turbulence --out cube.zarr [options]\n")
             return
         name, *rest = (f"simulate {rest[0]}", *rest[1:])
-    if name == "evaluate":
-        rest = _listed(rest, "--rollouts")
+    if name in WORDS:
+        rest = _as_option(name, *WORDS[name], rest)
     if name not in functions:
         verbs = [*LIGHTNING_VERBS, *functions]
         raise ValueError(f"there is no verb '{name}'{nearest(name, verbs)} See dyngen --help.")
@@ -125,14 +134,23 @@ def _functions() -> dict[str, Callable[[], Callable[..., Any]]]:
         "simulate turbulence": lazily("data_modules.simulated", "write_turbulence"),
         "rollout": lazily("dyngen.forecast", "forecast"),
         "evaluate": lazily("dyngen.evaluation", "evaluate_rollouts"),
+        "inspect": lazily("data_modules.inspect", "inspect"),
+        "rechunk": lazily("data_modules.rechunk", "rechunk"),
         "demo": lazily("dyngen.demo", "demo"),
     }
 
 
-def _listed(arguments: Sequence[str], option: str) -> list[str]:
-    """Words before the first option as the values of a list: `A B --x 1` is `--option+=A ...`."""
+def _as_option(verb: str, option: str, many: bool, arguments: Sequence[str]) -> list[str]:
+    """The words that a verb starts with as its first option: `inspect CUBE` is `--cube CUBE`.
+
+    Raises:
+        ValueError: For more words than the verb takes.
+    """
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
-    return [f"{option}+={word}" for word in words] + list(arguments[len(words) :])
+    if len(words) > 1 and not many:
+        raise ValueError(f"dyngen {verb} takes one {option}, not {' and '.join(words)}.")
+    each = f"--{option}+=" if many else f"--{option}="
+    return [f"{each}{word}" for word in words] + list(arguments[len(words) :])
 
 
 def _log_to_terminal() -> None:
