@@ -297,7 +297,10 @@ def test_a_splat_repeats_bit_by_bit() -> None:
 def test_what_moves_is_in_front() -> None:
     motion = torch.zeros(1, 2, 2, 1, 2)
     motion[0, 0, :, 0, 1] = torch.tensor([3.0, 4.0])
-    assert motion_importance(motion).tolist() == [[[[0.0, 2.5]]]]
+    importance = motion_importance(motion.requires_grad_())
+    assert importance.tolist() == [[[[0.0, 2.5]]]]
+    (gradient,) = torch.autograd.grad(importance.sum(), motion)
+    assert gradient[0, 0, :, 0].T.tolist() == [[0.0, 0.0], pytest.approx([0.3, 0.4])]
 
 
 @pytest.mark.parametrize(
