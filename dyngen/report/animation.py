@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dyngen.report.figures import field_limits
+from dyngen.report.drawing import field_limits
 
 BACKGROUND = (22, 24, 29)  # reads well on a light and on a dark page
 TEXT = (232, 234, 238)
@@ -32,7 +32,7 @@ def animation_gif(
         labels: a line for each step, such as its time; None: "step 1", ...
         panel: width of a panel in pixels.
         frames_per_second: speed; GIF can do 50 at most.
-        diverging: as in :func:`~dyngen.report.figures.field_limits`.
+        diverging: as in :func:`~dyngen.report.drawing.field_limits`.
 
     Returns: the GIF file, looping for ever.
 

@@ -1,7 +1,4 @@
-"""Scores of fields as wholes: how members hang together in space and time, and at which scales.
-
-Also the test of the rank histogram that allows for points that depend on each other.
-"""
+"""Scores of fields as wholes: how members hang together in space and time, and at which scales."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dyngen.metrics.calibration import exchange_ranks, spread_skill_ratio
+from dyngen.metrics.calibration import spread_skill_ratio
 from dyngen.metrics.multivariate import energy_score, lagged_variogram_score
 from dyngen.metrics.scales import spread_and_error_spectra
 from dyngen.report.forecast_sums import ForecastSums, Sums, Values
@@ -96,38 +93,6 @@ def field_scores(sums: ForecastSums, counts: Tensor) -> Values:
         ),
         "spread_skill_by_scale": (("lead", "band"), ratio),
     }
-
-
-def exchange_sums(
-    ensemble: Tensor,
-    truth: Tensor,
-    yardstick: Yardstick,
-    *,
-    generator: torch.Generator,
-) -> Sums:
-    """Ranks, all leads together, of the truth and of each member in its place.
-
-    At a fixed spread of points, as neighbours tell the same.
-
-    Args:
-        ensemble: ``(I, M, L, H, W)``.
-        truth: ``(I, L, H, W)``.
-        yardstick: what to measure with.
-        generator: of the order in which ties are broken; of this alone, so that it does not matter
-            how many initial states are read at a time.
-
-    Returns: ``exchange_ranks`` ``(I, M + 1, M + 1)``.
-    """
-    every = (..., *yardstick.every)
-    ranks = exchange_ranks(
-        ensemble[every],
-        truth[every],
-        member_dim=1,
-        dim=(1, 2, 3),
-        there=yardstick.area[every] > 0,
-        generator=generator,
-    )
-    return {"exchange_ranks": ranks}
 
 
 def separations_of(yardstick: Yardstick) -> tuple[int, ...]:

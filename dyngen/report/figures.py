@@ -9,21 +9,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from dyngen.report.style import FAINT, INK, SHADE, Look, label_ends, looks, one_axes, styled
+from dyngen.report.climate_figures import (
+    forecast_waves,
+    free_waves,
+    quantile_quantile,
+    return_levels,
+)
+from dyngen.report.drawing import (
+    colour_bar,
+    curves,
+    field_limits,
+    finished,
+    ink,
+    label_lines,
+    last_of,
+    line,
+    show_map,
+    systems_with,
+    unit_of,
+)
+from dyngen.report.event_figures import brier_skill_by_lead, fractions_skill, reliability, roc
+from dyngen.report.field_figures import energy_by_lead, spread_skill_by_scale, variogram_by_lead
+from dyngen.report.style import INK, SHADE, label_ends, looks, one_axes, styled
 
-DIVERGING = "RdBu_r"
-SEQUENTIAL = "viridis"
 OF_REFERENCE = {"free_std": "reference_std", "free_mean": "reference_mean"}
 
 
@@ -41,13 +56,24 @@ def score_figures(scores: xr.Dataset, variable: str | None = None) -> dict[str, 
         ("spread_skill", "spread_skill", spread_skill_by_lead),
         ("bias", "bias", bias_by_lead),
         ("rank_histogram", "rank_histogram", rank_histograms),
+        ("spread_skill_by_scale", "spread_skill_by_scale", spread_skill_by_scale),
+        ("energy_score", "energy_score", energy_by_lead),
+        ("variogram_score", "variogram_score", variogram_by_lead),
+        ("reliability", "reliability_frequency", reliability),
+        ("roc", "roc_hit_rate", roc),
+        ("brier_skill", "brier_skill", brier_skill_by_lead),
+        ("fractions_skill", "fractions_skill", fractions_skill),
         ("autocorrelation", "autocorrelation", autocorrelations),
         ("increments", "increment_histogram", increments),
         ("spectrum", "spectrum", spectra),
+        ("waves", "wave_distance_db", forecast_waves),
         ("stability", "free_std", stability),
         ("free_autocorrelation", "free_autocorrelation", free_autocorrelations),
         ("free_spectrum", "free_spectrum", free_spectra),
         ("free_values", "free_value_histogram", free_values),
+        ("quantile_quantile", "value_quantile", quantile_quantile),
+        ("return_levels", "free_return_level", return_levels),
+        ("free_waves", "free_wave_spectrum", free_waves),
         ("free_bias_map", "free_mean_map", free_bias_maps),
     ]
     return {
@@ -64,10 +90,10 @@ def score_figures(scores: xr.Dataset, variable: str | None = None) -> dict[str, 
 def crps_by_lead(scores: xr.Dataset) -> Figure:
     """Fair CRPS by lead with 95 % intervals."""
     figure, axes = one_axes()
-    _curves(axes, scores, "crps", "lead")
+    curves(axes, scores, "crps", "lead")
     axes.set_ylim(0, None)
-    axes.set_ylabel(f"fair CRPS{_unit(scores)}")
-    return _finished(figure, axes, scores, "crps", "lead")
+    axes.set_ylabel(f"fair CRPS{unit_of(scores)}")
+    return finished(figure, axes, scores, "crps", "lead")
 
 
 @styled
@@ -75,11 +101,11 @@ def spread_skill_by_lead(scores: xr.Dataset) -> Figure:
     """Spread-skill ratio by lead with 95 % intervals; 1 is calibrated."""
     figure, axes = one_axes()
     axes.axhline(1, color=INK, linewidth=0.8)
-    _curves(axes, scores, "spread_skill", "lead")
+    curves(axes, scores, "spread_skill", "lead")
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 0.7), max(high, 1.3))
     axes.set_ylabel("spread / skill")
-    return _finished(figure, axes, scores, "spread_skill", "lead")
+    return finished(figure, axes, scores, "spread_skill", "lead")
 
 
 @styled
@@ -87,16 +113,16 @@ def bias_by_lead(scores: xr.Dataset) -> Figure:
     """Mean error by lead with 95 % intervals."""
     figure, axes = one_axes()
     axes.axhline(0, color=INK, linewidth=0.8)
-    _curves(axes, scores, "bias", "lead")
-    axes.set_ylabel(f"bias{_unit(scores)}")
-    return _finished(figure, axes, scores, "bias", "lead")
+    curves(axes, scores, "bias", "lead")
+    axes.set_ylabel(f"bias{unit_of(scores)}")
+    return finished(figure, axes, scores, "bias", "lead")
 
 
 @styled
 def rank_histograms(scores: xr.Dataset) -> Figure:
     """Where the truth ranks among the members, all leads together; flat is calibrated."""
     frequency = scores["rank_histogram"].mean("lead", skipna=True)
-    systems = _systems_with(scores, "rank_histogram")
+    systems = systems_with(scores, "rank_histogram")
     figure = Figure(figsize=(1.6 * max(len(systems), 2) + 0.6, 2.5), layout="constrained")
     panels = figure.subplots(1, len(systems), sharey=True, squeeze=False)[0]
     look = looks(scores["system"].values)
@@ -114,7 +140,9 @@ def rank_histograms(scores: xr.Dataset) -> Figure:
         )
         axes.axhline(1, color=INK, linewidth=0.8)
         distance = float(scores["rank_distance_from_flat"].sel(system=system))
-        axes.set_title(f"{system}\nKL {distance:.3f}", color=look[system].colour)
+        p_value = float(scores["rank_p_value"].sel(system=system))
+        told = f"p {p_value:.2f}" if p_value >= 0.01 else f"p {p_value:.1g}"
+        axes.set_title(f"{system}\nKL {distance:.3f}, {told}", color=look[system].colour)
         axes.set_xticks([0, 1], ["below\nall", "above\nall"])
         axes.grid(False, axis="x")
     panels[0].set_ylabel("frequency / expected")
@@ -129,9 +157,9 @@ def autocorrelations(scores: xr.Dataset) -> Figure:
     """Correlation by lag within the forecasts, and of the truth over the same windows."""
     figure, axes = one_axes()
     axes.axhline(0, color=INK, linewidth=0.6)
-    _curves(axes, scores, "autocorrelation", "lag")
+    curves(axes, scores, "autocorrelation", "lag")
     axes.set_ylabel("autocorrelation")
-    return _finished(figure, axes, scores, "autocorrelation", "lag")
+    return finished(figure, axes, scores, "autocorrelation", "lag")
 
 
 @styled
@@ -143,22 +171,22 @@ def free_autocorrelations(scores: xr.Dataset) -> Figure:
     if "reference_autocorrelation_range" in scores:
         low, high = scores["reference_autocorrelation_range"].values
         axes.fill_between(lags, low, high, color=SHADE, alpha=0.3, linewidth=0)
-    ends = [_line(axes, lags, scores["reference_autocorrelation"].values, "truth", _ink())]
+    ends = [line(axes, lags, scores["reference_autocorrelation"].values, "truth", ink())]
     look = looks(scores["system"].values)
-    for system in _systems_with(scores, "free_autocorrelation"):
+    for system in systems_with(scores, "free_autocorrelation"):
         values = scores["free_autocorrelation"].sel(system=system).values
-        ends.append(_line(axes, lags, values, system, look[system]))
+        ends.append(line(axes, lags, values, system, look[system]))
     axes.set_ylabel("autocorrelation (free run)")
     axes.set_xlabel("lag (steps)")
     axes.margins(x=0)
-    _label(figure, axes, ends)
+    label_lines(figure, axes, ends)
     return figure
 
 
 @styled
 def increments(scores: xr.Dataset) -> Figure:
     """Distribution of the change from one frame to the next."""
-    systems = [s for s in _systems_with(scores, "increment_histogram") if s != "persistence"]
+    systems = [s for s in systems_with(scores, "increment_histogram") if s != "persistence"]
     values = {s: scores["increment_histogram"].sel(system=s).values for s in systems}
     return _distributions(scores, scores["increment"].values, values, "increment in one step")
 
@@ -167,7 +195,7 @@ def increments(scores: xr.Dataset) -> Figure:
 def free_values(scores: xr.Dataset) -> Figure:
     """Distribution of anomalies in the free runs, and of held-out truth."""
     values = {"truth": scores["reference_value_histogram"].values}
-    for system in _systems_with(scores, "free_value_histogram"):
+    for system in systems_with(scores, "free_value_histogram"):
         values[system] = scores["free_value_histogram"].sel(system=system).values
     return _distributions(scores, scores["value"].values, values, "anomaly in the free run")
 
@@ -176,21 +204,21 @@ def free_values(scores: xr.Dataset) -> Figure:
 def stability(scores: xr.Dataset) -> Figure:
     """Standard deviation, mean and spectrum of the free runs, step by step; shaded: the truth."""
     rows = [
-        ("free_std", f"std{_unit(scores)}", "free_std_range_of_truth"),
-        ("free_mean", f"mean{_unit(scores)}", "free_mean_range_of_truth"),
+        ("free_std", f"std{unit_of(scores)}", "free_std_range_of_truth"),
+        ("free_mean", f"mean{unit_of(scores)}", "free_mean_range_of_truth"),
         ("free_log_spectral_distance_db_block", "LSD (dB)", None),
     ]
     figure = Figure(figsize=(6.6, 4.6), layout="constrained")
     panels = figure.subplots(len(rows), 1, sharex=True)
     look = looks(scores["system"].values)
-    systems = _systems_with(scores, "free_std")
+    systems = systems_with(scores, "free_std")
     for axes, (score, name, band) in zip(panels, rows, strict=True):
         if band in scores:
             low, high = scores[band].sel(system=systems[0]).values
             axes.axhspan(low, high, color=SHADE, alpha=0.3, linewidth=0)
         for system in systems:
             steps = scores["free_step"].sel(system=system).values
-            _line(axes, steps, scores[score].sel(system=system).values, system, look[system])
+            line(axes, steps, scores[score].sel(system=system).values, system, look[system])
         if score in OF_REFERENCE:
             axes.axhline(float(scores[OF_REFERENCE[score]]), color=INK, linewidth=1.2)
         else:
@@ -202,7 +230,7 @@ def stability(scores: xr.Dataset) -> Figure:
     figure.align_ylabels(panels)
     figure.draw_without_rendering()  # so that heights are known
     for axes, (score, _, _) in zip(panels, rows, strict=True):
-        ends = [(s, _last(scores[score].sel(system=s).values), look[s].colour) for s in systems]
+        ends = [(s, last_of(scores[score].sel(system=s).values), look[s].colour) for s in systems]
         if score in OF_REFERENCE:
             ends.append(("truth", float(scores[OF_REFERENCE[score]]), INK))
         label_ends(axes, [end for end in ends if math.isfinite(end[1])], gap=0.19)
@@ -215,7 +243,7 @@ def stability(scores: xr.Dataset) -> Figure:
 @styled
 def spectra(scores: xr.Dataset) -> Figure:
     """Isotropic spectra of the forecasts, all leads together, and their ratio to the truth's."""
-    systems = [s for s in _systems_with(scores, "spectrum") if s != "truth"]
+    systems = [s for s in systems_with(scores, "spectrum") if s != "truth"]
     of = {s: scores["spectrum"].sel(system=s).values for s in systems}
     return _spectra(scores, scores["spectrum"].sel(system="truth").values, of)
 
@@ -223,7 +251,7 @@ def spectra(scores: xr.Dataset) -> Figure:
 @styled
 def free_spectra(scores: xr.Dataset) -> Figure:
     """Isotropic spectra of the last fifth of the free runs, and their ratio to held-out truth."""
-    systems = _systems_with(scores, "free_end_spectrum")
+    systems = systems_with(scores, "free_end_spectrum")
     of = {s: scores["free_end_spectrum"].sel(system=s).values for s in systems}
     return _spectra(scores, scores["reference_spectrum"].values, of)
 
@@ -231,7 +259,7 @@ def free_spectra(scores: xr.Dataset) -> Figure:
 @styled
 def free_bias_maps(scores: xr.Dataset) -> Figure:
     """Time mean of the free runs less that of held-out truth."""
-    systems = _systems_with(scores, "free_mean_map")
+    systems = systems_with(scores, "free_mean_map")
     error = {
         s: scores["free_mean_map"].sel(system=s).values - scores["reference_mean_map"].values
         for s in systems
@@ -244,9 +272,9 @@ def free_bias_maps(scores: xr.Dataset) -> Figure:
     )
     panels = figure.subplots(1, len(systems), squeeze=False)[0]
     for axes, system in zip(panels, systems, strict=True):
-        image = _map(axes, error[system], *limits)
+        image = show_map(axes, error[system], *limits)
         axes.set_title(system)
-    _colour_bar(figure, image, panels, f"bias of the time mean{_unit(scores)}")
+    colour_bar(figure, image, panels, f"bias of the time mean{unit_of(scores)}")
     return figure
 
 
@@ -278,11 +306,11 @@ def field_panels(
     panels = figure.subplots(len(arrays), len(columns), squeeze=False)
     for row, (name, values) in zip(panels, arrays.items(), strict=True):
         for axes, lead in zip(row, columns, strict=True):
-            image = _map(axes, values[lead - 1], *limits)
+            image = show_map(axes, values[lead - 1], *limits)
             if axes in panels[0]:
                 axes.set_title(f"step {lead}", loc="center")
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=6)
-    _colour_bar(figure, image, panels, label)
+    colour_bar(figure, image, panels, label)
     return figure
 
 
@@ -305,68 +333,18 @@ def hovmoller(
     figure = Figure(figsize=(1.75 * len(arrays) + 1.0, 4.2), layout="constrained")
     panels = figure.subplots(1, len(arrays), sharey=True, squeeze=False)[0]
     for axes, (name, values) in zip(panels, arrays.items(), strict=True):
-        image = _map(axes, values, *limits)
+        image = show_map(axes, values, *limits)
         axes.set_aspect("auto")
         axes.set_title(name)
         axes.set_xlabel("x")
         axes.tick_params(axis="y", left=True, labelleft=axes is panels[0])
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     panels[0].set_ylabel("step")
-    _colour_bar(figure, image, panels, label)
+    colour_bar(figure, image, panels, label)
     return figure
 
 
 # Pieces
-
-
-def _curves(axes: Axes, scores: xr.Dataset, score: str, dim: str) -> None:
-    """A line per system that has the score, with its interval."""
-    look = looks(scores["system"].values)
-    x = scores[dim].values
-    for system in _systems_with(scores, score):
-        values = scores[score].sel(system=system).values
-        if f"{score}_interval" in scores and system != "truth":
-            low, high = scores[f"{score}_interval"].sel(system=system).values
-            axes.fill_between(x, low, high, color=look[system].colour, alpha=0.18, linewidth=0)
-        _line(axes, x, values, system, look[system])
-
-
-def _finished(figure: Figure, axes: Axes, scores: xr.Dataset, score: str, dim: str) -> Figure:
-    look = looks(scores["system"].values)
-    known = scores[score].notnull().any("system").values
-    last = scores[dim].values[known]
-    if len(last) > 1:
-        axes.set_xlim(last[0], last[-1])
-    axes.set_xlabel(f"{dim} (steps)")
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-    ends = [
-        (s, _last(scores[score].sel(system=s).values), look[s].colour)
-        for s in _systems_with(scores, score)
-    ]
-    _label(figure, axes, ends)
-    return figure
-
-
-def _label(figure: Figure, axes: Axes, ends: list[tuple[str, float, str]]) -> None:
-    figure.draw_without_rendering()  # so that heights are known
-    label_ends(axes, [end for end in ends if math.isfinite(end[1])])
-
-
-def _line(
-    axes: Axes, x: np.ndarray, y: np.ndarray, name: str, look: Look
-) -> tuple[str, float, str]:
-    marker = "o" if np.isfinite(y).sum() == 1 else ""
-    axes.plot(
-        x,
-        y,
-        color=look.colour,
-        linestyle=look.dashes,
-        linewidth=look.width,
-        marker=marker,
-        label=name,
-        zorder=3 if name == "truth" else 2.5,
-    )
-    return name, _last(y), look.colour
 
 
 def _distributions(
@@ -378,13 +356,13 @@ def _distributions(
     inside = np.zeros(len(x), dtype=bool)
     for system, density in values.items():
         seen = np.where(density > 0, density, np.nan)
-        _line(axes, x, seen, system, look[system])
+        line(axes, x, seen, system, look[system])
         inside |= density > 1e-5 * peak
     axes.set_yscale("log")
     axes.set_ylim(1e-5 * peak, 3 * peak)
     if inside.any():
         axes.set_xlim(x[inside][0], x[inside][-1])
-    axes.set_xlabel(f"{name}{_unit(scores)}")
+    axes.set_xlabel(f"{name}{unit_of(scores)}")
     axes.set_ylabel("probability density")
     axes.legend(loc="upper right", labelcolor="linecolor", handlelength=1.6)
     return figure
@@ -397,15 +375,15 @@ def _spectra(scores: xr.Dataset, truth: np.ndarray, of: Mapping[str, np.ndarray]
     look = looks(scores["system"].values)
     figure = Figure(figsize=(4.8, 3.9), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
-    _line(upper, k, truth[shown], "truth", _ink())
+    line(upper, k, truth[shown], "truth", ink())
     lower.axhline(0, color=INK, linewidth=0.8)
     for edge in (-3, 3):
         lower.axhline(edge, color=SHADE, linewidth=0.7, linestyle=(0, (4, 3)))
     for system, power in of.items():
-        _line(upper, k, power[shown], system, look[system])
+        line(upper, k, power[shown], system, look[system])
         with np.errstate(divide="ignore", invalid="ignore"):
             decibels = 10 * np.log10(power[shown] / truth[shown])
-        _line(lower, k, decibels, system, look[system])
+        line(lower, k, decibels, system, look[system])
     upper.set_xscale("log")
     upper.set_yscale("log")
     upper.set_xlim(k[0], k[-1])
@@ -414,72 +392,9 @@ def _spectra(scores: xr.Dataset, truth: np.ndarray, of: Mapping[str, np.ndarray]
     lower.xaxis.set_minor_formatter(NullFormatter())
     low, high = lower.get_ylim()
     lower.set_ylim(max(min(low, -4), -12), min(max(high, 4), 12))
-    upper.set_ylabel(f"power{_unit(scores, square=True)}")
+    upper.set_ylabel(f"power{unit_of(scores, square=True)}")
     lower.set_ylabel("to truth (dB)")
     lower.set_xlabel("wavenumber (waves per side)")
     upper.legend(loc="lower left", labelcolor="linecolor", handlelength=1.6)
     figure.align_ylabels([upper, lower])
     return figure
-
-
-def _map(axes: Axes, values: np.ndarray, low: float, high: float, colours: str) -> AxesImage:
-    """A field as an image, without ticks; what is missing is grey."""
-    colour_map = mpl.colormaps[colours].with_extremes(bad=FAINT)
-    image = axes.imshow(
-        np.ma.masked_invalid(values), vmin=low, vmax=high, cmap=colour_map, interpolation="nearest"
-    )
-    axes.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    return image
-
-
-def field_limits(values: np.ndarray, diverging: bool | None = None) -> tuple[float, float, str]:
-    """Range and colour map that show 99.5 % of the values, the same for every panel.
-
-    Args:
-        values: of the truth; NaN where missing.
-        diverging: a range around zero; None: when there are values on both sides of it.
-    """
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return -1.0, 1.0, DIVERGING
-    low, high = (float(v) for v in np.quantile(finite, [0.0025, 0.9975]))
-    if diverging is None:
-        diverging = low < 0 < high
-    if diverging:
-        limit = max(-low, high) or 1.0
-        return -limit, limit, DIVERGING
-    return low, high if high > low else low + 1.0, SEQUENTIAL
-
-
-def _colour_bar(figure: Figure, image: AxesImage, panels: Any, label: str) -> None:
-    bar = figure.colorbar(image, ax=panels, extend="both", shrink=0.85, aspect=28, pad=0.02)
-    bar.outline.set_visible(False)
-    bar.set_label(label)
-    bar.locator = MaxNLocator(5)
-    bar.update_ticks()
-
-
-def _unit(scores: xr.Dataset, square: bool = False) -> str:
-    unit = str(scores["units"].values) if "units" in scores.coords else "1"
-    if unit in ("", "1"):
-        return ""
-    return f" (({unit})²)" if square else f" ({unit})"
-
-
-def _last(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known[-1]) if known.size else math.nan
-
-
-def _ink() -> Look:
-    return looks(["truth"])["truth"]
-
-
-def _systems_with(scores: xr.Dataset, score: str) -> list[str]:
-    """Systems that have a value of the score; the truth last, so that it is drawn on top."""
-    values = scores[score]
-    there = values.notnull().any([d for d in values.dims if d != "system"])
-    found = [str(s) for s in scores["system"].values if bool(there.sel(system=s))]
-    return sorted(found, key=lambda system: system == "truth")

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from dyngen.metrics.calibration import distance_from_flat, exchange_p_value, reduced_chi_square
+from dyngen.metrics.calibration import distance_from_flat, flatness_p_value, reduced_chi_square
 from dyngen.metrics.distributions import histogram_quantile, histogram_wasserstein
 from dyngen.metrics.spectra import log_spectral_distance
 from dyngen.metrics.waves import log_wave_distance
@@ -21,7 +21,7 @@ from dyngen.report.event_sums import (
     event_scores,
     event_sums,
 )
-from dyngen.report.field_sums import exchange_sums, field_scores, field_sums
+from dyngen.report.field_sums import field_scores, field_sums
 from dyngen.report.forecast_sums import (
     Block,
     ForecastSums,
@@ -67,6 +67,7 @@ WITH_INTERVAL = {
     "fractions_skill",
     "reliability_frequency",
 }
+WAVE_DIMS = ("lead_frequency", "signed_wavenumber")
 DIMS_OF: dict[str, tuple[str, ...]] = {
     "autocorrelation": ("lag",),
     "std_all": (),
@@ -111,7 +112,7 @@ def forecast_scores(
             readers["truth"][0],
             yardstick,
             blocks=blocks,
-            measures=_measures(name, members, target, yardstick, thresholds, widths, seed),
+            measures=_measures(name, target, yardstick, thresholds, widths),
             generator=generator,
         )
         log.info("Scored %s: %d forecasts of %d members.", name, initials, members)
@@ -131,19 +132,27 @@ def forecast_scores(
                 interval = torch.where(values[0].isnan(), torch.nan, interval)
                 out[f"{score}_interval", name] = ("bound", *dims), interval
         out |= _of_totals(name, found[name], found["truth"], yardstick, seed)
-    came = found["truth"].further["event_frequency"].sum(0)
+    further = found["truth"].further
+    if "waves" in further and initials > 1:
+        halves = torch.stack(
+            [
+                further["waves"][start::2].sum(0) / further["wave_count"][start::2].sum()
+                for start in (0, 1)
+            ]
+        )
+        out["wave_halves", ""] = ("half", *WAVE_DIMS), halves
+        out["wave_halves_distance_db", ""] = (), log_wave_distance(halves[0], halves[1])
+    came = further["event_frequency"].sum(0)
     out["event_frequency", ""] = ("exceedance", "lead"), came[..., 0] / came[..., 1]
     return out
 
 
 def _measures(
     name: str,
-    members: int,
     target: xr.DataArray,
     yardstick: Yardstick,
     thresholds: Tensor,
     widths: Sequence[int],
-    seed: int,
 ) -> list[Measure]:
     """What is summed of a system besides what there is for all."""
     waves: list[Measure] = []
@@ -151,15 +160,7 @@ def _measures(
         waves = [wave_sums]
     if name == "truth":
         return [*waves, partial(event_frequency_sums, thresholds=thresholds)]
-    measures: list[Measure] = [
-        *waves,
-        field_sums,
-        partial(event_sums, thresholds=thresholds, widths=widths),
-    ]
-    if members > 1:
-        generator = torch.Generator().manual_seed(seed)
-        measures.append(partial(exchange_sums, generator=generator))
-    return measures
+    return [*waves, field_sums, partial(event_sums, thresholds=thresholds, widths=widths)]
 
 
 def _values(sums: ForecastSums, truth: ForecastSums, counts: Tensor) -> Values:
@@ -182,14 +183,15 @@ def _of_totals(
     """Figures of all initial states together, without intervals."""
     out: Scores = {("members", name): ((), torch.tensor(float(sums.members)))}
     if sums.members > 1:
-        counts = sums.rank.double()
+        counts = sums.rank.sum(0).double()  # (L, M + 1)
         out["rank_histogram", name] = ("lead", "rank"), counts / counts.sum(1, keepdim=True)
         out["rank_chi_square", name] = (), reduced_chi_square(counts.sum(0))
         out["rank_distance_from_flat", name] = (), distance_from_flat(counts.sum(0))
-    if "exchange_ranks" in sums.further:
         generator = torch.Generator().manual_seed(seed)
-        p_value = exchange_p_value(sums.further["exchange_ranks"], generator=generator)
+        p_value = flatness_p_value(sums.rank.sum(1), generator=generator)
+        by_lead = [flatness_p_value(of, generator=generator) for of in sums.rank.unbind(1)]
         out["rank_p_value", name] = (), p_value
+        out["rank_p_value_lead", name] = ("lead",), torch.stack(by_lead)
     out["spectrum", name] = ("wavenumber",), sums.spectrum.mean(0)
     out["spectrum_lead", name] = ("lead", "wavenumber"), sums.spectrum
     out |= distribution_scores("", name, sums, truth, yardstick)
@@ -207,7 +209,7 @@ def _of_totals(
         waves, own = (
             of.further["waves"].sum(0) / of.further["wave_count"].sum() for of in (sums, truth)
         )
-        out["wave_spectrum", name] = ("lead_frequency", "signed_wavenumber"), waves
+        out["wave_spectrum", name] = WAVE_DIMS, waves
         if name != "truth":
             out["wave_distance_db", name] = (), log_wave_distance(waves, own)
     return out

@@ -34,7 +34,7 @@ class ForecastSums:
 
     ``by_initial`` holds, (I, L) each, sums of area weights (``weight``) and of weighted scores at
     every point and, (I, lags, 3), ``lags``; ``further`` what further measures found. ``rank`` is
-    (L, M + 1), ``spectrum`` (L, K) mean power; ``values`` (anomalies), ``increments`` and
+    (I, L, M + 1), ``spectrum`` (L, K) mean power; ``values`` (anomalies), ``increments`` and
     ``absolute`` (values as they are) are histograms.
     """
 
@@ -77,7 +77,7 @@ def forecast_sums(
         members=parts[0].members,
         by_initial=_joined([part.by_initial for part in parts]),
         further=_joined([part.further for part in parts]),
-        rank=torch.stack([part.rank for part in parts]).sum(0),
+        rank=torch.cat([part.rank for part in parts]),
         spectrum=_mean_of_blocks([part.spectrum for part in parts], blocks),
         values=torch.stack([part.values for part in parts]).sum(0),
         increments=torch.stack([part.increments for part in parts]).sum(0),
@@ -173,7 +173,7 @@ def _of_block(
         members=members,
         by_initial=by_initial,
         further=further,
-        rank=rank_histogram(ensemble, truth, member_dim=1, dim=(0, 2, 3), generator=generator),
+        rank=rank_histogram(ensemble, truth, member_dim=1, dim=(2, 3), generator=generator),
         spectrum=yardstick.spectrum(ensemble).mean((0, 1)),
         values=histogram(anomalies, yardstick.value_edges, every),
         increments=histogram(

@@ -152,6 +152,7 @@ def reference_scores(known: Climate, yardstick: Yardstick, seed: int) -> Scores:
         out["reference_wave_spectrum", ""] = WAVE_DIMS, known.waves.power()
         if len(climate.weight) > 1:
             halves = [known.waves.power(slice(start, None, 2)) for start in (0, 1)]
+            out["reference_wave_halves", ""] = ("half", *WAVE_DIMS), torch.stack(halves)
             out["reference_wave_distance_db", ""] = (), log_wave_distance(*halves)
     return out
 

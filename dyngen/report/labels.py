@@ -22,6 +22,7 @@ return_period        in blocks of ``block_steps`` steps (an attribute)
 maximum              block maxima, in ascending order
 frequency            cycles per step; ``lead_frequency``, of forecasts, is coarser
 signed_wavenumber    waves per axis, positive if they move towards larger x
+half                 every other run or initial state of the truth, to tell noise by
 y, x                 by the names they have in the data
 ==================== ===========================================================================
 """
@@ -179,7 +180,8 @@ LONG_NAMES = {
     "variogram_score_by_separation": "variogram score of order 0.5 of pairs of points",
     "time_variogram_score": "variogram score of order 0.5 of pairs of leads at a point",
     "spread_skill_by_scale": "spread-skill ratio in a band of wavenumbers",
-    "rank_p_value": "permutation test that the truth is exchangeable with the members",
+    "rank_p_value": "test of the rank histogram that initial states alone are independent in",
+    "rank_p_value_lead": "the same of each lead",
     "threshold_weighted_crps": "fair continuous ranked probability score above a threshold",
     "brier": "Brier score of exceeding a threshold",
     "brier_fair": "Brier score less what the ensemble's size adds",
@@ -201,7 +203,10 @@ LONG_NAMES = {
     "maximum": "area mean of the sorted block maxima",
     "maximum_period": "return period of a sorted block maximum, in blocks",
     "wave_spectrum": "power by wavenumber and frequency of waves along an axis",
+    "wave_halves": "the same of either half of the truth",
     "wave_distance_db": "log-spectral distance over wavenumbers and frequencies in dB",
+    "reference_wave_distance_db": "the same between the halves of the truth",
+    "wave_halves_distance_db": "the same between the halves of the truth",
     "mean_absolute_error": "mean absolute error of the ensemble mean",
     "rmse": "root-mean-square error of the ensemble mean (skill)",
     "bias": "mean error of the ensemble mean",

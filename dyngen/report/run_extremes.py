@@ -10,7 +10,7 @@ from torch import Tensor
 from dyngen.metrics.extremes import empirical_return_levels, fit_extreme_value_law, return_level
 from dyngen.report.yardstick import Yardstick
 
-PERIODS = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  # of return levels, in blocks
+PERIODS = (2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)  # of return levels, in blocks
 LONGEST, SHORTEST = 365, 5  # steps in a block, unless it is given
 BLOCKS = 20  # at least, of the reference and of each run, or there are no return levels
 SHOWN = 60  # empirical points that are kept
@@ -82,8 +82,9 @@ def return_levels(maxima: Tensor, area: Tensor) -> Tensor:
 def return_level_intervals(maxima: Tensor, area: Tensor, bounds: Tensor, seed: int) -> Tensor:
     """Intervals ``(bounds, periods)`` from resampling blocks, all points of a block together.
 
-    Where blocks are many, the width is that of fewer points, evenly spread: an area mean over fewer
-    points is a little more uncertain, if anything.
+    Quantiles of the resampled levels about their mean, as resampling with repetition itself lowers
+    the tail. Where blocks are many, the width is that of fewer points, evenly spread: an area mean
+    over fewer points is a little more uncertain, if anything.
     """
     count, points = maxima.shape
     kept = max(1, min(points, WORK // (count * RESAMPLINGS)))
@@ -92,7 +93,7 @@ def return_level_intervals(maxima: Tensor, area: Tensor, bounds: Tensor, seed: i
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(count, (RESAMPLINGS, count), generator=generator)
     spread = torch.stack([return_levels(few[rows], weights) for rows in drawn])
-    width = spread.quantile(bounds, dim=0) - return_levels(few, weights)
+    width = spread.quantile(bounds, dim=0) - spread.mean(0)
     return return_levels(maxima, area) + width
 
 

@@ -17,8 +17,29 @@ SCALARS = {
     "increment_std_ratio": "increment_std_ratio",
     "increment_wasserstein": "increment_wasserstein",
     "rank_distance_from_flat": "rank_distance_from_flat",
+    "rank_p_value": "rank_p_value",
+    "wave_distance_db": "wave_distance_db",
 }
-BY_LEAD = ("crps", "rmse", "mean_absolute_error", "spread_skill", "bias")
+BY_LEAD = (
+    "crps",
+    "crps_biased",
+    "energy_score",
+    "variogram_score",
+    "rmse",
+    "mean_absolute_error",
+    "spread_skill",
+    "bias",
+)
+OF_EVENTS = (
+    "brier",
+    "brier_fair",
+    "brier_skill",
+    "brier_reliability",
+    "brier_resolution",
+    "brier_uncertainty",
+    "roc_area",
+    "threshold_weighted_crps",
+)
 OF_FREE_RUN = (
     "steps",
     "members",
@@ -33,6 +54,7 @@ OF_FREE_RUN = (
     "increment_std_ratio",
     "increment_wasserstein",
     "value_wasserstein",
+    "wave_distance_db",
 )
 
 
@@ -41,12 +63,21 @@ def summarise(scores: xr.Dataset) -> Summary:
 
     One variable gives, by system (``guided``, ..., ``persistence``, ``climatology``)::
 
-        crps, rmse, mean_absolute_error, spread_skill, bias    {system: {lead: value}}
+        crps, energy_score, rmse, spread_skill, bias, ...      {system: {lead: value}}
         autocorrelation                                        {system: {lag: value}}
+        time_variogram_score                                   {system: {separation: value}}
+        spread_skill_by_scale                                  {system: {band: {lead: value}}}
         std_ratio, log_spectral_distance_db, ...               {system: value}
         tail_bias                                              {system: {probability: value}}
+        events                                                 {exceedance: {figure: ...}}
+        return_level                                           {system: {period: value}}
         free_run                                               {system: {figure: value}}
 
+    An exceedance ("0.9") has its ``threshold`` in the units of the variable, ``event_frequency``
+    {lead: value}, ``brier``, ``roc_area``, ``threshold_weighted_crps`` and others as
+    {system: {lead: value}}, and ``fractions_skill`` as {system: {cells: {lead: value}}}.
+    ``return_level`` has the ``reference`` too; its periods are in blocks of
+    ``return_level_block_steps``.
     Leads and lags are steps, written as strings ("1", "2", ...) because JSON has no other keys.
     ``autocorrelation`` has also ``truth``, over the same windows as the forecasts, and
     ``reference``, of all held-out truth; a free run has ``autocorrelation`` and ``tail_bias`` too,
@@ -75,6 +106,17 @@ def _of_variable(scores: xr.Dataset) -> Summary:
     for key, score in SCALARS.items():
         summary[key] = _numbers(scores, score)
     summary["tail_bias"] = _curves(scores, "tail_bias", "probability")
+    summary["time_variogram_score"] = _curves(scores, "time_variogram_score", "time_separation")
+    summary["spread_skill_by_scale"] = _surfaces(scores, "spread_skill_by_scale", "band")
+    if "exceedance" in scores.dims:
+        events = [(str(e), scores.sel(exceedance=e)) for e in scores["exceedance"].values]
+        summary["events"] = {name: _of_event(one) for name, one in events}
+    if "reference_return_level" in scores:
+        own = _curve(scores["reference_return_level"], "return_period")
+        levels = _curves(scores, "free_return_level", "return_period")
+        summary["return_level"] = {"reference": own} | levels
+        steps = scores["return_period"].attrs["block_steps"]
+        summary["return_level_block_steps"] = int(steps)
     free = {key: _numbers(scores, f"free_{key}") for key in OF_FREE_RUN}
     autocorrelation = _curves(scores, "free_autocorrelation", "lag")
     tail = _curves(scores, "free_tail_bias", "probability")
@@ -84,6 +126,28 @@ def _of_variable(scores: xr.Dataset) -> Summary:
         for system in free["steps"]
     }
     return summary
+
+
+def _of_event(scores: xr.Dataset) -> Summary:
+    """Figures of one threshold."""
+    found: Summary = {"threshold": _number(float(scores["threshold"]))}
+    if "event_frequency" in scores:
+        found["event_frequency"] = _curve(scores["event_frequency"], "lead")
+    found |= {score: _curves(scores, score, "lead") for score in OF_EVENTS}
+    return found | {"fractions_skill": _surfaces(scores, "fractions_skill", "neighbourhood")}
+
+
+def _surfaces(
+    scores: xr.Dataset, score: str, dim: str
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Curves by lead at each point of another dimension."""
+    if score not in scores:
+        return {}
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for at in scores[dim].values:
+        for system, curve in _curves(scores.sel({dim: at}), score, "lead").items():
+            found.setdefault(system, {})[str(at)] = curve
+    return found
 
 
 def _curves(scores: xr.Dataset, score: str, dim: str) -> dict[str, dict[str, float | None]]:

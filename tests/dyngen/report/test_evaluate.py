@@ -10,6 +10,7 @@ import pytest
 import scoringrules
 import torch
 import xarray as xr
+from scipy import stats
 
 from dyngen.metrics.spectra import isotropic_spectrum, log_spectral_distance
 from dyngen.metrics.temporal import autocorrelation
@@ -17,6 +18,7 @@ from dyngen.report.evaluate import evaluate
 from dyngen.report.summary import by_variable, summarise
 
 COEFFICIENT = 0.8
+OF_INITIALS = ("truth", "initial_frames")
 
 
 def of(scores: xr.Dataset, score: str, system: str) -> np.ndarray:
@@ -79,6 +81,117 @@ def test_each_score_equals_the_plain_formula(world: dict[str, Any], scores: xr.D
     )
 
 
+def test_scores_of_events_and_fields_equal_scoringrules(
+    world: dict[str, Any], scores: xr.Dataset
+) -> None:
+    ensemble = np.moveaxis(world["forecasts"]["guided"]["vorticity"].values.astype(float), 1, -1)
+    truth = world["truth"]["vorticity"].values.astype(float)
+    reference = world["reference"]["vorticity"].values.astype(float)
+    biased = scoringrules.crps_ensemble(truth, ensemble, estimator="nrg").mean((0, 2, 3))
+    np.testing.assert_allclose(of(scores, "crps_biased", "guided"), biased, rtol=1e-5)
+    fields = np.moveaxis(ensemble, -1, 2).reshape(40, 12, 6, 64) / 8
+    energy = scoringrules.es_ensemble(truth.reshape(40, 12, 64) / 8, fields, estimator="fair")
+    np.testing.assert_allclose(of(scores, "energy_score", "guided"), energy.mean(0), rtol=1e-5)
+    thresholds = scores["threshold"].sel(variable="vorticity").values
+    np.testing.assert_allclose(thresholds, np.quantile(reference, [0.9, 0.99]), rtol=1e-3)
+    for q, threshold in enumerate(thresholds):
+        came, said = truth > threshold, (ensemble > threshold).mean(-1)
+        brier = scoringrules.brier_score(came.astype(float), said).mean((0, 2, 3))
+        np.testing.assert_allclose(of(scores, "brier", "guided")[q], brier, rtol=1e-9)
+        rate = came.mean((0, 2, 3))
+        np.testing.assert_allclose(scores["event_frequency"][0, q], rate, rtol=1e-9)
+        skill = 1 - brier / (rate * (1 - rate))
+        np.testing.assert_allclose(of(scores, "brier_skill", "guided")[q], skill, rtol=1e-9)
+        parts = [of(scores, f"brier_{part}", "guided")[q] for part in ("reliability", "resolution")]
+        left = of(scores, "brier_uncertainty", "guided")[q]
+        np.testing.assert_allclose(parts[0] - parts[1] + left, brier, rtol=1e-9)
+        tail = scoringrules.twcrps_ensemble(truth, ensemble, a=threshold, estimator="fair")
+        found = of(scores, "threshold_weighted_crps", "guided")[q]
+        np.testing.assert_allclose(found, tail.mean((0, 2, 3)), rtol=1e-4)
+
+
+def test_a_calibrated_ensemble_passes_every_test_of_calibration(scores: xr.Dataset) -> None:
+    for system in ("guided", "unguided"):
+        assert of(scores, "rank_p_value", system) > 0.002
+        assert (of(scores, "rank_p_value_lead", system) < 0.01).sum() <= 1  # of twelve
+    np.testing.assert_allclose(of(scores, "spread_skill_by_scale", "guided"), 1, atol=0.2)
+    said = of(scores, "reliability_probability", "guided")[0]
+    low, high = of(scores, "reliability_frequency_interval", "guided")[:, 0]
+    # Forecasts of 6 members are a little more extreme than the truth can be.
+    assert ((low < said + 0.12) & (said - 0.12 < high)).all()
+    assert np.isnan(of(scores, "rank_p_value", "persistence"))
+    assert (of(scores, "roc_area", "guided")[:, 0] > 0.85).all()
+    # Two independent fields have as many events nearby as they would have by chance.
+    assert (of(scores, "fractions_skill", "unguided")[0, :, 0] < 0.3).all()
+    assert (of(scores, "fractions_skill", "guided")[0, 0] > 0.75).all()
+    assert (np.diff(of(scores, "fractions_skill", "unguided")[0], axis=-1) > 0).all()
+
+
+def test_a_narrow_ensemble_is_found_out(world: dict[str, Any]) -> None:
+    def narrow(data: xr.Dataset) -> xr.Dataset:
+        mean = data.mean("member")
+        return (mean + 0.5 * (data - mean)).transpose(*data["vorticity"].dims)
+
+    forecasts = {"narrow": narrow(world["forecasts"]["guided"])}
+    found = evaluate(**{**world, "forecasts": forecasts, "free_runs": {}, "bootstrap": 10})
+    assert of(found, "rank_p_value", "narrow") < 0.002
+    assert (of(found, "rank_p_value_lead", "narrow") < 0.01).all()
+    assert (of(found, "spread_skill_by_scale", "narrow") < 0.75).all()
+    assert (of(found, "brier_reliability", "narrow") > 0.001).any()
+
+
+def test_extremes_and_waves_of_free_runs_are_told_from_the_truth(scores: xr.Dataset) -> None:
+    steps = scores["return_period"].attrs["block_steps"]
+    assert steps == 57  # of 3 runs of 400 steps, seven blocks each
+    at = scores["return_period"].values
+    # Of independent steps; one of 57 sets of three runs has no more than 1200 of them.
+    expected = 0.3 + 1.2 * stats.norm.ppf((1 - 1 / at) ** (1 / steps))
+    np.testing.assert_allclose(of(scores, "free_return_level", "unguided"), expected, rtol=0.1)
+    low, high = of(scores, "free_return_level_interval", "unguided")
+    level = of(scores, "free_return_level", "unguided")
+    assert ((low < level) & (level < high)).all()
+    bias = of(scores, "free_return_level_bias", "unguided")
+    np.testing.assert_allclose(
+        bias, level - scores["reference_return_level"].sel(variable="vorticity").values
+    )
+    assert (bias[:6] > 0.5).all()
+    assert (np.abs(of(scores, "free_return_level_bias", "guided")[:6]) < 0.25).all()
+    # White in time is further from AR(1) than another run of AR(1).
+    near, far = (of(scores, "free_wave_distance_db", s) for s in ("guided", "unguided"))
+    floor = float(scores["reference_wave_distance_db"].sel(variable="vorticity"))
+    assert near < 2 * floor < 0.6 * far
+    levels = scores["level"].values
+    quantiles = of(scores, "free_value_quantile", "unguided")
+    inner = (levels > 0.005) & (levels < 0.995)
+    expected = 0.3 + 1.2 * stats.norm.ppf(levels)
+    np.testing.assert_allclose(quantiles[inner], expected[inner], atol=0.06)
+
+
+def test_waves_of_forecasts_that_are_long_enough(world: dict[str, Any]) -> None:
+    runs = world["reference"]["vorticity"].values[:, :384].reshape(4 * 24, 16, 8, 8)
+
+    def forecast(values: np.ndarray, dims: tuple[str, ...]) -> xr.Dataset:
+        return xr.Dataset({"vorticity": (dims, values)})
+
+    dims = ("initial", "member", "lead", "lat", "lon")
+    found = evaluate(
+        {
+            "right": forecast(runs[32:].reshape(32, 2, 16, 8, 8), dims),
+            "white": forecast(
+                np.random.default_rng(0).normal(size=(32, 2, 16, 8, 8)).astype("f4"), dims
+            ),
+        },
+        forecast(runs[:32], ("initial", "lead", "lat", "lon")),
+        reference=world["reference"],
+        bootstrap=5,
+    )
+    right, white = (of(found, "wave_distance_db", s) for s in ("right", "white"))
+    assert right < 2 * float(found["wave_halves_distance_db"][0]) < 0.7 * white
+    power = found["wave_spectrum"].sel(variable="vorticity", system="white")
+    # A trend and a mean are taken out of 16 steps: 14 of 16 parts of the variance are left.
+    assert math.isclose(float(power.sum()), 14 / 16, rel_tol=0.03)
+
+
 def test_intervals_have_the_width_of_the_sampling_error(
     world: dict[str, Any], scores: xr.Dataset
 ) -> None:
@@ -136,7 +249,11 @@ def test_no_more_than_the_memory_given_is_read_at_a_time(
         return read(self)
 
     monkeypatch.setattr(xr.DataArray, "to_numpy", watched)
-    evaluate(**{**world, "bootstrap": 2}, memory=200_000)
+    few = {
+        key: value.isel(initial=slice(0, 8)) for key, value in world.items() if key in OF_INITIALS
+    }
+    guided = {"guided": world["forecasts"]["guided"].isel(initial=slice(0, 8))}
+    evaluate(**{**world, **few, "forecasts": guided, "bootstrap": 2}, memory=200_000)
     assert max(sizes) < 200_000 < world["free_runs"]["guided"]["vorticity"].nbytes
 
 
@@ -156,7 +273,9 @@ def test_missing_truth_does_not_count_and_missing_forecasts_do(world: dict[str, 
             "area_weights": xr.DataArray([1.0, 1, 1, 0, 1, 1, 1, 1], dims="lon"),
         }
     )
-    for score in ("crps", "spread_skill", "bias", "autocorrelation", "std_ratio", "std"):
+    same = ("crps", "spread_skill", "bias", "autocorrelation", "std_ratio", "std", "crps_biased")
+    fields = ("energy_score", "variogram_score", "time_variogram_score", "spread_skill_by_scale")
+    for score in (*same, *fields):
         for system in ("guided", "unguided", "persistence"):
             np.testing.assert_allclose(
                 of(found, score, system), of(part, score, system), rtol=1e-9, atol=1e-12
@@ -167,6 +286,10 @@ def test_missing_truth_does_not_count_and_missing_forecasts_do(world: dict[str, 
     told = evaluate(**{**world, "forecasts": broken, "bootstrap": 10})
     assert np.isnan(of(told, "crps", "guided")).tolist() == [i == 5 for i in range(12)]
     assert summarise(told)["crps"]["guided"]["6"] is None
+    for score in ("energy_score", "brier", "roc_area", "fractions_skill", "variogram_score"):
+        missing = told[score].sel(variable="vorticity", system="guided").isnull()
+        others = [d for d in missing.dims if d != "lead"]
+        assert missing.all(others).values.tolist() == [i == 5 for i in range(12)], score
 
 
 def test_the_summary_is_plain_json(scores: xr.Dataset, tmp_path: Path) -> None:
@@ -193,6 +316,18 @@ def test_the_summary_is_plain_json(scores: xr.Dataset, tmp_path: Path) -> None:
     assert free["guided"]["steps"] == 400
     assert abs(free["unguided"]["end_std_ratio"] - 1.2) < 0.1
     assert by_variable(summary, "v") == {"v": summary}
+    event = summary["events"]["0.9"]
+    assert event["threshold"] == float(scores["threshold"][0, 0])
+    assert event["brier"]["guided"]["3"] == float(of(scores, "brier", "guided")[0, 2])
+    assert event["fractions_skill"]["guided"]["5"]["3"] == float(
+        scores["fractions_skill"].sel(system="guided", neighbourhood=5)[0, 0, 2]
+    )
+    assert "persistence" not in event["brier_fair"]  # one member
+    assert set(summary["spread_skill_by_scale"]["guided"]) == {"1", "2–4"}
+    assert set(summary["return_level"]) == {"reference", "guided", "unguided"}
+    assert list(summary["return_level"]["reference"])[:2] == ["2", "3"]
+    assert summary["return_level_block_steps"] == 57
+    assert set(summary["time_variogram_score"]["guided"]) == {"1", "2", "5", "10"}
     scores.to_netcdf(tmp_path / "scores.nc")
     with xr.open_dataset(tmp_path / "scores.nc") as again:
         assert summarise(again) == summary
@@ -283,6 +418,10 @@ def test_a_blown_up_free_run_is_told(world: dict[str, Any]) -> None:
             lambda w: w.update(reference=w["reference"] * np.nan),
             "the reference holds no value of 'vorticity'",
         ),
+        (lambda w: w.update(exceedances=(0.9, 1.0)), r"exceedances has 1\.0; each must be"),
+        (lambda w: w.update(neighbourhoods=(1, 4)), "a neighbourhood of 4 cells has no centre"),
+        (lambda w: w.update(maxima_block=401), "maxima_block is 401 steps, but 4 runs of 400"),
+        (lambda w: w.update(wave_segment=500), "wave_segment is 500 steps, but 4 runs of 400"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(

@@ -5,10 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from dyngen.report.climate_figures import free_waves, quantile_quantile, return_levels
 from dyngen.report.evaluate import evaluate
+from dyngen.report.event_figures import brier_skill_by_lead, fractions_skill, reliability, roc
+from dyngen.report.field_figures import spread_skill_by_scale
 from dyngen.report.figures import (
     crps_by_lead,
     field_limits,
@@ -18,13 +22,30 @@ from dyngen.report.figures import (
     spectra,
 )
 
-BY_LEAD = ["crps", "spread_skill", "bias", "rank_histogram", "autocorrelation"]
-OF_FORECASTS = [*BY_LEAD, "increments", "spectrum"]
+OF_FORECASTS = [
+    "crps",
+    "spread_skill",
+    "bias",
+    "rank_histogram",
+    "spread_skill_by_scale",
+    "energy_score",
+    "variogram_score",
+    "reliability",
+    "roc",
+    "brier_skill",
+    "fractions_skill",
+    "autocorrelation",
+    "increments",
+    "spectrum",
+]
 OF_FREE_RUNS = [
     "stability",
     "free_autocorrelation",
     "free_spectrum",
     "free_values",
+    "quantile_quantile",
+    "return_levels",
+    "free_waves",
     "free_bias_map",
 ]
 
@@ -61,7 +82,7 @@ def test_with_free_runs_all_figures_are_drawn(scores: xr.Dataset) -> None:
 def test_without_free_runs_those_of_the_forecasts_are(two_variables: xr.Dataset) -> None:
     for name in ("vorticity", "temperature"):
         figures = score_figures(two_variables, name)
-        assert list(figures) == OF_FORECASTS
+        assert list(figures) == [*OF_FORECASTS, "quantile_quantile"]
         for figure in figures.values():
             assert drawn(figure).std() > 5
     label = score_figures(two_variables, "temperature")["crps"].axes[0].get_ylabel()
@@ -115,3 +136,75 @@ def test_limits_are_symmetric_around_zero_when_there_are_both_signs() -> None:
     assert colours != field_limits(values)[2]
     assert field_limits(np.full(3, np.nan))[:2] == (-1.0, 1.0)
     assert field_limits(np.full(3, 5.0))[:2] == (5.0, 6.0)
+
+
+def lines_of(axes: Axes) -> dict[str, Any]:
+    return {str(line.get_label()): line for line in axes.lines}
+
+
+def test_diagrams_of_events_are_the_scores(scores: xr.Dataset) -> None:
+    one = scores.sel(variable="vorticity")
+    figure = reliability(one)
+    for axes, event in zip(figure.axes[:2], (0.9, 0.99), strict=True):
+        of = one.sel(exceedance=event, system="guided")
+        known = (of["reliability_share"] > 0).values
+        shown = lines_of(axes)["guided"]
+        np.testing.assert_array_equal(shown.get_xdata(), of["reliability_probability"][known])
+        np.testing.assert_array_equal(shown.get_ydata(), of["reliability_frequency"][known])
+        assert "persistence" not in lines_of(axes)  # a single member forecasts no probability
+        threshold = float(one["threshold"].sel(exceedance=event))
+        assert axes.get_title(loc="left").endswith(f"> {threshold:.3g} s-1")
+    axes = roc(one).axes[1]
+    of = one.sel(exceedance=0.99, system="unguided")
+    np.testing.assert_array_equal(lines_of(axes)["unguided"].get_ydata(), of["roc_hit_rate"])
+    assert {text.get_text().split()[0] for text in axes.texts} == {
+        *("guided", "unguided", "persistence", "climatology")
+    }
+    grid = fractions_skill(one).axes
+    assert len(grid) == 6  # two thresholds, squares of 1, 3 and 5 cells
+    expected = one["fractions_skill"].sel(system="guided", exceedance=0.99, neighbourhood=3)
+    np.testing.assert_array_equal(lines_of(grid[4])["guided"].get_ydata(), expected)
+    expected = one["brier_skill"].sel(system="guided", exceedance=0.9)
+    shown = lines_of(brier_skill_by_lead(one).axes[0])["guided"]
+    np.testing.assert_array_equal(shown.get_ydata(), expected)
+
+
+def test_maps_of_scales_and_waves_are_the_scores(scores: xr.Dataset) -> None:
+    one = scores.sel(variable="vorticity")
+    axes = spread_skill_by_scale(one).axes[0]
+    ratio = one["spread_skill_by_scale"].sel(system=axes.get_title(loc="left"))
+    np.testing.assert_allclose(np.exp(axes.images[0].get_array()), ratio.transpose("band", "lead"))
+    figure = free_waves(one)
+    shown = figure.axes[1].images[0].get_array()  # the first row: truth, guided, unguided
+    power = one["free_wave_spectrum"].sel(system="guided")[1:]
+    np.testing.assert_allclose(10 ** (np.asarray(shown) / 10), power)
+    ratio = np.asarray(figure.axes[4].images[0].get_array())
+    expected = 10 * np.log10(power / one["reference_wave_spectrum"][1:])
+    np.testing.assert_allclose(ratio[:, 1:-1], expected[:, 1:-1])
+
+
+def test_quantiles_and_return_levels_are_the_scores(scores: xr.Dataset) -> None:
+    one = scores.sel(variable="vorticity")
+    shown = lines_of(quantile_quantile(one).axes[0])["unguided"]
+    np.testing.assert_array_equal(shown.get_xdata(), one["reference_value_quantile"])
+    expected = one["free_value_quantile"].sel(system="unguided")
+    np.testing.assert_array_equal(shown.get_ydata(), expected)
+    axes = return_levels(one).axes[0]
+    assert axes.get_xlabel() == "return period (blocks of 57 steps)"
+    assert axes.get_ylabel() == "return level (s-1)"
+    np.testing.assert_array_equal(
+        lines_of(axes)["truth"].get_ydata(), one["reference_return_level"]
+    )
+
+
+def test_a_single_threshold_system_and_neighbourhood_are_drawn(world: dict[str, Any]) -> None:
+    few = {
+        "forecasts": {"guided": world["forecasts"]["guided"].isel(initial=slice(0, 4))},
+        "truth": world["truth"].isel(initial=slice(0, 4)),
+        "reference": world["reference"].isel(trajectory=[0]),
+    }
+    scores = evaluate(**few, exceedances=(0.5,), neighbourhoods=(1,), bootstrap=5)
+    figures = score_figures(scores)
+    assert {"reliability", "roc", "fractions_skill", "spread_skill_by_scale"} <= set(figures)
+    for figure in figures.values():
+        assert drawn(figure).std() > 5
