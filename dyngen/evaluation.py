@@ -14,6 +14,7 @@ from rich.console import Console
 from data_modules.climate_cube import ClimateCubeDataModule
 from data_modules.sources import open_one
 from data_modules.truth import Place, Truth
+from dyngen.callbacks.cost import read_cost
 from dyngen.callbacks.terminal import score_tables
 from dyngen.callbacks.world import world_of
 from dyngen.report.assessment import assess, write_assessment
@@ -79,6 +80,7 @@ def evaluate_rollouts(
             free_runs,
             world_of(data, split, places, leads),
             features=features,
+            costs={name: read_cost(place) for name, place in named.items()},
             bootstrap=bootstrap,
             seed=seed,
         )

@@ -12,6 +12,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf import OmegaConf
 
+from dyngen.callbacks.cost import TrainingCost
 from dyngen.callbacks.progress import TrainingProgress
 from dyngen.models.checkpoints import not_on_disk, read_checkpoint
 from dyngen.options import OptionParser
@@ -69,10 +70,11 @@ class ExperimentCLI(LightningCLI):
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with one progress bar over all steps unless bars are switched off."""
+        """The trainer, counting what training costs, with one bar unless bars are switched off."""
         settings = self.config_init[self.subcommand].trainer
+        settings.callbacks = [*(settings.callbacks or []), TrainingCost()]
         if settings.get("enable_progress_bar") is not False:
-            settings.callbacks = [*(settings.callbacks or []), TrainingProgress()]
+            settings.callbacks = [*settings.callbacks, TrainingProgress()]
         return super().instantiate_trainer(**kwargs)
 
     def before_instantiate_classes(self) -> None:

@@ -11,8 +11,9 @@ import torch
 
 from data_modules.climate_cube import ClimateCubeDataModule, check_compatible
 from data_modules.normalisation import Normalisation
+from dyngen.callbacks.cost import rollout_cost, write_cost
 from dyngen.callbacks.world import initial_field
-from dyngen.models.checkpoints import load_model
+from dyngen.models.checkpoints import load_model, read_checkpoint, training_cost
 from dyngen.rollout import write_rollout
 from dyngen.rollout.sampling import Sampling, frame_sampler, weights_digest
 
@@ -91,6 +92,9 @@ def forecast(
         progress=progress,
     )
     if written.frames:
+        training = training_cost(read_checkpoint(model))
+        histories = trained_on.normalise(physical)
+        write_cost(out, rollout_cost(trained, sampler, histories, written, training, place))
         rate = written.frames_per_second
         log.info("%s: %d frames at %.1f frames/s on %s", out, written.frames, rate, place)
     else:

@@ -1,7 +1,8 @@
-"""Lightning callbacks: averaged weights, progress and rollout evaluation."""
+"""Lightning callbacks: averaged weights, costs, progress and rollout evaluation."""
 
 from dyngen.callbacks.averaging import ExponentialMovingAverage
+from dyngen.callbacks.cost import TrainingCost
 from dyngen.callbacks.progress import TrainingProgress
 from dyngen.callbacks.rollout_evaluation import RolloutEvaluation
 
-__all__ = ["ExponentialMovingAverage", "RolloutEvaluation", "TrainingProgress"]
+__all__ = ["ExponentialMovingAverage", "RolloutEvaluation", "TrainingCost", "TrainingProgress"]

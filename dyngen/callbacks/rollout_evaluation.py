@@ -16,6 +16,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from data_modules.truth import Place
+from dyngen.callbacks.cost import TrainingCost, read_cost, rollout_cost, write_cost
 from dyngen.callbacks.tensorboard import log_evaluation
 from dyngen.callbacks.world import initial_field, world_of
 from dyngen.report.assessment import assess, write_assessment
@@ -154,7 +155,11 @@ class RolloutEvaluation(Callback):
         samplers = {name: frame_sampler(model, how) for name, how in self.systems.items()}
         history = max(sampler.history_length for sampler in samplers.values())
         start = _Start(data, split, history, self.leads)
+        callbacks: list[Callback] = vars(trainer)["callbacks"]
+        counted = [c.state_dict() for c in callbacks if isinstance(c, TrainingCost)]
+        self._training = counted[0] if counted else {}
         seconds: dict[str, float] = {}
+        costs: dict[str, Any] = {}
         forecasts: dict[str, xr.Dataset] = {}
         free_runs: dict[str, xr.Dataset] = {}
         with ExitStack() as files:
@@ -168,9 +173,11 @@ class RolloutEvaluation(Callback):
                     path = output / "rollouts" / split / f"{name} {kind}.zarr".replace(" ", "_")
                     self._roll_out(path, model, sampler, start, initials, members, steps)
                     found[name] = files.enter_context(open_rollout(path))
+                    costs.setdefault(name, read_cost(path))
                     seconds[f"{kind} {name}"] = round(time.perf_counter() - started, 1)
             for name, place in self.compare.items():
                 forecasts[name] = files.enter_context(open_rollout(place))
+                costs[name] = read_cost(place)
             started = time.perf_counter()
             world = world_of(
                 data, split, start.places(self.initial_states), range(1, self.leads + 1)
@@ -204,7 +211,7 @@ class RolloutEvaluation(Callback):
         for attempt in range(2):
             try:
                 log.info("%s: %d x %d members, %d frames", path.name, initials, members, steps)
-                write_rollout(
+                written = write_rollout(
                     path,
                     sampler,
                     histories,
@@ -218,6 +225,11 @@ class RolloutEvaluation(Callback):
                     device=model.device,
                     progress=True,
                 )
+                if written.frames:
+                    cost = rollout_cost(
+                        model, sampler, histories, written, self._training, model.device
+                    )
+                    write_cost(path, cost)
                 return
             except OtherSettings:
                 if attempt:

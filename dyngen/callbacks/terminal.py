@@ -7,12 +7,13 @@ from typing import Any
 
 from rich.table import Table
 
+from dyngen.report.cost_table import HEADINGS, cost_table
 from dyngen.report.summary import by_variable
 from dyngen.report.table import score_table
 
 
 def score_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
-    """A rich table of scores for each variable, the best of each column in bold.
+    """A rich table of scores for each variable, the best of each column in bold, and one of costs.
 
     Args:
         summary: As `summarise` gives it, perhaps with further keys.
@@ -26,4 +27,11 @@ def score_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
         for row in rows:
             cells = (f"[bold green]{c.text}[/]" if c.best else c.text for c in row.cells)
             table.add_row(row.system, *cells)
+        yield table
+    if summary.get("costs"):
+        table = Table(*HEADINGS, box=None, collapse_padding=True)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for line in cost_table(summary["costs"]):
+            table.add_row(*line)
         yield table

@@ -66,6 +66,12 @@ def build(hyper_parameters: dict[str, Any], path: str | Path, **replace: Any) ->
         return instantiate_module(kind, settings | replace)
 
 
+def training_cost(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What training cost so far, where it was counted (`dyngen.callbacks.TrainingCost`)."""
+    cost: dict[str, Any] = checkpoint.get("callbacks", {}).get("TrainingCost", {})
+    return cost
+
+
 def not_on_disk(checkpoint: dict[str, Any]) -> list[str]:
     """Arguments of a model that name files which its checkpoint holds itself, or can do without."""
     names = ("image_model", "reference") if "image_model" in checkpoint else ()

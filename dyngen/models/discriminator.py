@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data_modules.climate_cube import check_compatible
 from dyngen.diffusion.denoiser import Denoiser, align
 from dyngen.diffusion.noise import LogNormalNoise, LogUniformNoise
-from dyngen.models.checkpoints import build, load_model, read_checkpoint
+from dyngen.models.checkpoints import build, load_model, read_checkpoint, training_cost
 from dyngen.models.cube_module import (
     CUBE_KEY,
     VALIDATION_SIGMAS,
@@ -300,8 +300,12 @@ def open_image_model(path: str) -> tuple[Denoiser, dict[str, Any]]:
             f"{path} holds a {type(model).__name__}, not an image model; give a checkpoint of "
             "ImageDDPM, the folder of a diffusers U-Net, or a state_dict with its JSON file."
         )
-    hyper_parameters = read_checkpoint(path)["hyper_parameters"]
-    return model.denoiser, {"hyper_parameters": hyper_parameters, CUBE_KEY: model.cube}
+    checkpoint = read_checkpoint(path)
+    return model.denoiser, {
+        "hyper_parameters": checkpoint["hyper_parameters"],
+        CUBE_KEY: model.cube,
+        "training": training_cost(checkpoint),
+    }
 
 
 def check_normalisation(image: dict[str, Any], cube: dict[str, Any]) -> None:

@@ -65,6 +65,7 @@ def assess(
     world: World,
     *,
     features: Features | None = Features(),  # noqa: B008 (frozen)
+    costs: Mapping[str, dict[str, Any] | None] | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> Assessment:
@@ -75,6 +76,7 @@ def assess(
         free_runs: by system, (member, time, y, x).
         world: what they are held against.
         features: what frames and films are compared by; None: no such distances.
+        costs: by system, what its model cost to train and its frames to sample, where known.
         bootstrap: resamplings of the initial states behind intervals.
         seed: of whatever is drawn at random.
 
@@ -109,6 +111,7 @@ def assess(
         )
         summary["feature_distances"] = summarise_distances(distances)
         figures |= distance_figures(distances)
+    summary["costs"] = {name: cost for name, cost in (costs or {}).items() if cost}
     return Assessment(scores, distances, summary, figures, animation)
 
 

@@ -19,6 +19,7 @@ import matplotlib as mpl
 import xarray as xr
 from matplotlib.figure import Figure
 
+from dyngen.report.cost_table import HEADINGS, cost_table
 from dyngen.report.style import DARK_PAGE
 from dyngen.report.summary import by_variable
 from dyngen.report.table import score_table
@@ -119,6 +120,7 @@ def write_report(
     """
     path = Path(path)
     tables = "".join(_table(name, one) for name, one in by_variable(summary).items())
+    tables += _costs(summary.get("costs") or {})
     drawn = "".join(_figure(name, figure) for name, figure in figures.items())
     page = PAGE.format(
         title=html.escape(title),
@@ -175,6 +177,22 @@ def _table(name: str, summary: Mapping[str, Any]) -> str:
     return (
         f"<div class=scroll><table>{caption}<thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _costs(costs: Mapping[str, Any]) -> str:
+    if not costs:
+        return ""
+    head = "".join(f"<th scope='col'>{html.escape(h)}</th>" for h in HEADINGS)
+    body = "".join(
+        f"<tr><th scope='row'>{html.escape(row[0])}</th>"
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in cost_table(costs)
+    )
+    return (
+        "<div class=scroll><table><caption>what it cost</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
