@@ -336,6 +336,7 @@ class TorchScriptFeatures(nn.Module):
         network_range: what the network was trained with; values beyond are clipped.
         arguments: further arguments of the network, such as ``{"return_features": True}``.
         cache: folder for downloads; None: ``features`` in torch's own.
+        dynamic_textures: whether it was trained on dynamic textures, whose FVD is a DTFVD.
 
     Raises:
         ValueError: when the checksum is wrong, or a URL has none.
@@ -353,6 +354,7 @@ class TorchScriptFeatures(nn.Module):
         network_range: tuple[float, float] = (-1.0, 1.0),
         arguments: Mapping[str, Any] | None = None,
         cache: str | Path | None = None,
+        dynamic_textures: bool = False,
     ) -> None:
         super().__init__()
         path = fetch(str(location), sha256, cache)
@@ -363,6 +365,7 @@ class TorchScriptFeatures(nn.Module):
         self.channels, self.size = channels, size
         self.value_range, self.network_range = value_range, network_range
         self.arguments = dict(arguments or {})
+        self.dynamic_textures = dynamic_textures
 
     def forward(self, samples: Tensor) -> Tensor:
         """``(B, C, H, W)`` or ``(B, T, C, H, W)`` to ``(B, D)``.
