@@ -18,7 +18,7 @@ from dyngen.models.checkpoints import load_model
 from dyngen.models.cube_module import VALIDATION_SIGMAS
 from dyngen.models.spectral_ldm import SpectralLDM, seeded_noise
 from dyngen.motion.spectral_volume import energy_lost, frequencies
-from dyngen.report.motion import motion_scores
+from dyngen.report.motion import motion_scores, reconstruction_error
 from dyngen.report.provenance import machine
 
 log = logging.getLogger(__name__)
@@ -180,8 +180,8 @@ def autoencoder_error(model: SpectralLDM, batches: Iterable[Batch]) -> float:
     for batch in batches:
         slices = model.latents.normalise(model.volume(batch["displacement"]))
         decoded = model.latents.decode_slices(model.latents.encode_slices(slices))
-        total += float((decoded - slices).abs().double().sum())
-        count += slices.numel()
+        total += len(slices) * reconstruction_error(decoded, slices)
+        count += len(slices)
     return total / count
 
 
@@ -192,6 +192,7 @@ def in_short(scores: Mapping[str, Any]) -> dict[str, float | None]:
         "power_spectrum_distance_db": scores["power_spectrum_distance_db"],
         "amplitude_distance": _mean(scores["amplitude_distance"][1:]),
         "spatial_correlation_error": scores["spatial_correlation_error"],
+        "frequency_coherence_error": scores["frequency_coherence_error"],
         "area_under_curve": agreement.get("area_under_curve"),
         "intersection_over_union": agreement.get("intersection_over_union"),
     }

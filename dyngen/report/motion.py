@@ -39,8 +39,9 @@ def motion_scores(
 
     Returns: numbers and lists by name: ``power_spectrum`` by term for ``sampled`` and ``real``, and
         their distance in dB; ``amplitude_histogram`` by term over ``amplitude_edges``, and the
-        distance by term in decades; ``spatial_correlation`` by term and distance; and, with a mask,
-        the ``mask_agreement`` of what is sampled.
+        distance by term in decades; ``spatial_correlation`` by term and distance, and
+        ``frequency_coherence`` by term, each with its mean absolute error; and, with a mask, the
+        ``mask_agreement`` of what is sampled.
     """
     reach = [d for d in distances if d < min(real.shape[-2:])]
     power = {"sampled": power_spectrum(sampled), "real": power_spectrum(real)}
@@ -49,6 +50,7 @@ def motion_scores(
         "sampled": spatial_correlation(sampled, reach),
         "real": spatial_correlation(real, reach),
     }
+    coherence = {"sampled": frequency_coherence(sampled), "real": frequency_coherence(real)}
     scores: dict[str, Any] = {
         "power_spectrum": {name: value.tolist() for name, value in power.items()},
         "power_spectrum_distance_db": spectral_distance(power["sampled"], power["real"]),
@@ -61,6 +63,8 @@ def motion_scores(
         "correlation_distances": reach,
         "spatial_correlation": {name: value.tolist() for name, value in correlation.items()},
         "spatial_correlation_error": _error(correlation["sampled"], correlation["real"]),
+        "frequency_coherence": {name: value.tolist() for name, value in coherence.items()},
+        "frequency_coherence_error": _error(coherence["sampled"], coherence["real"]),
     }
     if mask is not None:
         scores["mask_agreement"] = mask_agreement(sampled, mask)
@@ -163,6 +167,21 @@ def spatial_correlation(volume: Tensor, distances: Sequence[int] = DISTANCES) ->
     return torch.stack(columns, 1)
 
 
+def frequency_coherence(volume: Tensor) -> Tensor:
+    """How much each term but the mean knows of the next: ``(B, K, 4, H, W)`` to ``(K - 2,)``.
+
+    ``|sum_p S_k^* S_{k+1}| / sqrt(sum |S_k|^2 sum |S_{k+1}|^2)`` of each clip, the mean over clips
+    in which both move; float64, NaN where there are none. What sways at a frequency between two
+    terms is in both, with one shape and a fixed phase between them; terms that are sampled without
+    knowing of each other have no such phase.
+    """
+    parts = volume[:, 1:].double().unflatten(2, (2, 2)).transpose(0, 1)  # (K - 1, B, axis, re im)
+    field = torch.complex(parts[:, :, :, 0], parts[:, :, :, 1]).flatten(2)  # (K - 1, B, pixels)
+    size = field.abs().square().sum(2).sqrt()
+    both = (field[:-1].conj() * field[1:]).sum(2).abs()
+    return (both / (size[:-1] * size[1:])).nanmean(1)  # 0 / 0 where nothing moves
+
+
 def motion_map(volume: Tensor) -> Tensor:
     """Root mean square of what changes in a displacement: ``(B, K, 4, H, W)`` to ``(B, H, W)``.
 
@@ -211,7 +230,7 @@ def area_under_curve(score: Tensor, positive: Tensor) -> float:
 
 
 def _error(sampled: Tensor, real: Tensor) -> float:
-    """Mean absolute difference of two correlations, where both are known."""
+    """Mean absolute difference of two sets of correlations, where both are known."""
     difference = (sampled - real).abs()
     return float(difference.nanmean())
 

@@ -17,6 +17,7 @@ from dyngen.report.motion import (
     amplitude_histogram,
     area_under_curve,
     correlation_figure,
+    frequency_coherence,
     mask_agreement,
     motion_map,
     motion_scores,
@@ -113,6 +114,23 @@ def test_correlation_falls_as_it_is_made_to() -> None:
     assert measured.tolist() == pytest.approx(expected, abs=1e-6)
 
 
+def test_terms_cohere_that_have_a_phase_between_them() -> None:
+    """The same shape turned by any angle coheres fully, independent shapes hardly."""
+    volume = volumes(5, 4, 40, 40)
+    angle = torch.linspace(0, 6, 5).view(5, 1, 1)
+    for axis in (0, 2):
+        real, imaginary = volume[:, 1, axis], volume[:, 1, axis + 1]
+        volume[:, 2, axis] = 3 * (angle.cos() * real - angle.sin() * imaginary)
+        volume[:, 2, axis + 1] = 3 * (angle.sin() * real + angle.cos() * imaginary)
+    first, second = frequency_coherence(volume).tolist()
+    assert first == pytest.approx(1)
+    # Of n complex pixels the coherence by chance is sqrt(pi / n) / 2 on average.
+    assert second == pytest.approx(math.sqrt(math.pi / 3200) / 2, abs=0.015)
+    volume[1:, 3] = 0  # clips in which nothing moves do not count
+    alone = frequency_coherence(volume[:1])[1].item()
+    assert frequency_coherence(volume)[1].item() == pytest.approx(alone)
+
+
 def test_the_area_under_the_curve_counts_pairs() -> None:
     generator = torch.Generator().manual_seed(0)
     score = torch.randint(0, 6, (40,), generator=generator).float()  # with ties
@@ -159,7 +177,11 @@ def test_motion_like_the_real_one_scores_better_than_other_motion() -> None:
     real = torch.nn.functional.avg_pool2d(real.flatten(0, 1), 5, 1, 2).view_as(real)
     alike, other = real.flip(0), 3 * volumes(16, 3, 40, 40)
     good, bad = motion_scores(alike, real), motion_scores(other, real)
-    for name in ("power_spectrum_distance_db", "spatial_correlation_error"):
+    for name in (
+        "power_spectrum_distance_db",
+        "spatial_correlation_error",
+        "frequency_coherence_error",
+    ):
         assert good[name] < 1e-6 < bad[name]
     assert max(good["amplitude_distance"]) < 1e-6 < min(bad["amplitude_distance"])
     assert good["correlation_distances"] == [1, 2, 4, 8, 16, 32]
