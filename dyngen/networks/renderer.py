@@ -7,7 +7,6 @@ Between them the features are splatted along the motion (Li et al. 2024, arXiv 2
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +104,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return cast(Tensor, F.relu(h + self.downsample(x)))
+        return F.relu(h + self.downsample(x))
 
 
 class SynthesisDecoder(nn.Module):
