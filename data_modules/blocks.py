@@ -53,7 +53,11 @@ def read_block(cube: Cube, normalisation: Normalisation, spans: Sequence[Span]) 
             for column in aligned(*span.frames, long):
                 piece = place[_shifted(row, rows[0]), _shifted(column, columns[0])]
                 cube.read(row, column, out=piece.numpy())
-                piece.sub_(normalisation.mean).div_(normalisation.std)
+                if normalisation.is_plain:
+                    piece.sub_(normalisation.mean).div_(normalisation.std)
+                else:
+                    times = np.broadcast_to(cube.time_numbers[column], piece.shape[:2])
+                    piece.copy_(normalisation.normalise(piece, times))
                 if not cube.refuse_missing:
                     piece.nan_to_num_(nan=0.0)
         at += span.size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,15 +12,19 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from data_modules.axes import is_latitude
+from data_modules.along import Along
+from data_modules.axes import is_latitude, listed, nearest
 from data_modules.blocks import Block, read_block
-from data_modules.conditioning import Conditioning, read_conditioning
+from data_modules.calendars import as_numbers
+from data_modules.climatology import Climatology, fit_climatology
+from data_modules.conditioning import Conditioning, forcing_at, read_conditioning
 from data_modules.cube import Cube, open_cube
 from data_modules.errors import DataError
 from data_modules.loader import Batch, WindowLoader
 from data_modules.normalisation import Normalisation
 from data_modules.splits import Split, SplitBy, make_splits
 from data_modules.statistics import Statistics, compute_statistics
+from data_modules.transforms import Transform
 from data_modules.windows import Windows, chunked_spans, whole_spans
 
 IN_MEMORY_BYTES = 2**30
@@ -55,8 +59,10 @@ class ClimateCubeDataModule(LightningDataModule):
         shuffle_buffer: MiB of frames that are read and shuffled together when not in memory; three
             such buffers are held at most, and one more by each worker.
         crop: Rows and columns of a crop: random in training, central else.
-        static: Names of variables over space alone, standardised, in each batch as `static`.
-        forcing: Names of variables over time alone, standardised, in each batch as `forcing`.
+        static: Names of variables over space alone, standardised, in each batch as `static`;
+            besides `latitude` (its sine) and `longitude` (cosine and sine).
+        forcing: Names of variables over time alone, standardised, in each batch as `forcing`;
+            besides `day_of_year` and `time_of_day` (cosine and sine), which follow the calendar.
         time_dim: Name of the dimension of time; found by its attributes or name by default.
         trajectory_dim: Name of the dimension of independent trajectories; likewise.
         spatial_dims: Names of the two dimensions in space, rows first; likewise.
@@ -69,6 +75,12 @@ class ClimateCubeDataModule(LightningDataModule):
         seed: Names the shuffling.
         storage_options: For the file system of a URL, as fsspec takes them: credentials, an
             endpoint, or for public data `{"anon": true}` (S3) and `{"token": "anon"}` (Google).
+        transforms: By variable or channel, what is done before standardising, such as
+            `{pr: {kind: log, scale: 1.0, lower: 0.0}}`; see `Transform`.
+        seasonal: Harmonics of the year whose cycle is subtracted at each pixel, for all variables
+            or by name: frames are then anomalies. 0 leaves the cycle in.
+        standardise: Divide by one standard deviation for each `variable`, or at each `pixel`, where
+            the mean of the pixel is subtracted too.
 
     Raises:
         DataError: From `setup`, if the cube cannot be used as asked.
@@ -98,10 +110,15 @@ class ClimateCubeDataModule(LightningDataModule):
         fill_value: float | dict[str, float] | None = None,
         seed: int = 0,
         storage_options: dict[str, Any] | None = None,
+        transforms: dict[str, Transform] | None = None,
+        seasonal: int | dict[str, int] = 0,
+        standardise: Literal["variable", "pixel"] = "variable",
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}; make it 1 or more.")
+        if standardise not in ("variable", "pixel"):
+            raise DataError(f"standardise is '{standardise}'; it can be 'variable' or 'pixel'.")
         self._paths, self.variables = path, variables
         self.path = str(path) if isinstance(path, str | Path) else ", ".join(map(str, path))
         self.window_length, self.window_stride = window_length, window_stride
@@ -111,6 +128,8 @@ class ClimateCubeDataModule(LightningDataModule):
         self._in_memory, self.shuffle_buffer = in_memory, shuffle_buffer
         self._crop, self.seed = crop, seed
         self._static, self._forcing = static or [], forcing or []
+        self._transforms, self._seasonal = transforms or {}, seasonal
+        self._standardise = standardise
         self._opening: dict[str, Any] = {
             "time_dim": time_dim,
             "trajectory_dim": trajectory_dim,
@@ -122,6 +141,7 @@ class ClimateCubeDataModule(LightningDataModule):
         }
         self._cube: Cube | None = None
         self._statistics: Statistics | None = None
+        self._climatology: Climatology | None = None
         self._normalisation: Normalisation | None = None
         self._conditioning: Conditioning | None = None
         self._blocks: dict[str, Block] = {}
@@ -136,8 +156,12 @@ class ClimateCubeDataModule(LightningDataModule):
         if self._cube is not None:
             return
         cube = open_cube(self._paths, self.variables, **self._opening)
+        by_pixel = bool(self._seasonal) or self._standardise == "pixel"
+        _check_names(cube, "transforms", self._transforms)
+        if isinstance(self._seasonal, dict):
+            _check_names(cube, "seasonal", self._seasonal)
         if self._crop is not None:
-            _check_crop(cube, self._crop, bool(self._static))
+            _check_crop(cube, self._crop, bool(self._static), by_pixel)
         self.splits = make_splits(cube, self._splits, self._split_by)
         for split in self.splits.values():
             Windows(split, self.window_length, self.window_stride, self.frame_stride)
@@ -157,15 +181,58 @@ class ClimateCubeDataModule(LightningDataModule):
     def statistics(self) -> Statistics:
         """Statistics over the training split: restored from a checkpoint, or computed once."""
         if self._statistics is None:
-            self._statistics = compute_statistics(self.cube, self.splits["train"])
+            self._statistics = compute_statistics(
+                self.cube, self.splits["train"], self.transforms if any(self.transforms) else ()
+            )
         return self._statistics
+
+    @property
+    def transforms(self) -> list[Transform | None]:
+        """What is done to each channel before it is standardised."""
+        return _by_channel(self.cube, self._transforms, None)
+
+    @property
+    def climatology(self) -> Climatology | None:
+        """What is normal at each pixel, where it is subtracted: restored, or fitted once."""
+        harmonics = self._harmonics()
+        if self._climatology is None and any(h is not None for h in harmonics):
+            self._climatology = fit_climatology(
+                self.cube, self.splits["train"], self.statistics.mean, self.transforms, harmonics
+            )
+        return self._climatology
+
+    def _harmonics(self) -> list[int | None]:
+        """Of each channel; 0 for a mean of each pixel, None for no climatology."""
+        if isinstance(self._seasonal, dict):
+            wanted: list[int] = _by_channel(self.cube, self._seasonal, 0)
+        else:
+            wanted = [self._seasonal] * len(self.cube.variables)
+        if any(h < 0 for h in wanted):
+            raise DataError(f"seasonal is {self._seasonal}; give 0 or more harmonics.")
+        return [h or (0 if self._standardise == "pixel" else None) for h in wanted]
 
     @property
     def normalisation(self) -> Normalisation:
         """From physical units to unit variance over the training split, and back."""
         if self._normalisation is None:
-            self._normalisation = Normalisation(self.statistics.mean, self.statistics.std)
+            self._normalisation = Normalisation(**self._normalising())
         return self._normalisation
+
+    def _normalising(self) -> dict[str, Any]:
+        """The arguments of the normalisation, no more of them than are used."""
+        known, climatology = self.statistics, self.climatology
+        given: dict[str, Any] = {"mean": known.mean, "std": known.std}
+        if any(self.transforms):
+            given["transforms"] = [None if t is None else t.state() for t in self.transforms]
+        if climatology is not None:
+            given |= {
+                "std": climatology.std,
+                "cycle": climatology.cycle,
+                "calendar": self.cube.calendar,
+            }
+            if self._standardise == "pixel":
+                given["pixel_std"] = climatology.pixel_std
+        return given
 
     @property
     def in_memory(self) -> bool:
@@ -210,9 +277,13 @@ class ClimateCubeDataModule(LightningDataModule):
         `shape` (H, W), `coords` (name -> `dims`, `values` as a tensor, `attributes`), `boundary`
         (dimension -> periodic, pole, reflect or zero), `area_weights` (H,), `normalisation` (`mean`
         and `std`, lists by channel), `time` (`step` between frames of a window, its `unit`: seconds
-        where times are dates, `calendar`, `attributes`) and `attributes` of the cube.
+        where times are dates, `calendar`, `attributes`) and `attributes` of the cube. With
+        transforms or a climatology `normalisation` has them too, and with static fields or forcing
+        there is `conditioning`: what `Along` needs to follow the calendar in a rollout.
         """
         cube, centre = self.cube, self.crop_slices
+        assert self._conditioning is not None
+        conditioning = self._conditioning.description()
         slices = dict(zip(cube.dims, centre, strict=True))
         edges = zip(cube.dims, cube.boundary, cube.shape, self.shape, strict=True)
         return {
@@ -232,7 +303,7 @@ class ClimateCubeDataModule(LightningDataModule):
                 for dim, edge, size, kept in edges
             },
             "area_weights": self.area_weights,
-            "normalisation": {"mean": self.statistics.mean, "std": self.statistics.std},
+            "normalisation": self._normalising(),
             "time": {
                 "step": cube.step * self.frame_stride,
                 "unit": "seconds" if cube.calendar else str(cube.time_attributes.get("units", "1")),
@@ -240,23 +311,67 @@ class ClimateCubeDataModule(LightningDataModule):
                 "attributes": dict(cube.time_attributes),
             },
             "attributes": dict(cube.attributes),
-        }
+        } | ({"conditioning": conditioning} if conditioning else {})
+
+    def forcing_at(self, times: np.ndarray) -> Tensor:
+        """Forcing (..., C_f) at any times, also beyond the cube's end where the calendar gives it.
+
+        Args:
+            times: (...) datetime64, cftime dates, or numbers of the cube's kind.
+
+        Raises:
+            DataError: If there is no forcing, or a series is not known at one of the times.
+        """
+        calendar = str(self.cube.calendar)
+        assert self._conditioning is not None
+        if not self._conditioning.series:
+            raise DataError("There is no forcing; name some, such as forcing: [day_of_year].")
+        return forcing_at(self._conditioning.series, as_numbers(np.asarray(times)), calendar)
+
+    def along(self, initial_times: np.ndarray) -> Along:
+        """The calendar of a rollout from these times: its forcing, and the way back to units."""
+        return Along(self.description(), initial_times)
 
     def state_dict(self) -> dict[str, Any]:
         """Statistics, so that a checkpoint holds them and the cube is not read through again."""
-        return {"variables": list(self.cube.variables), "statistics": self.statistics.state()}
+        state = {"variables": list(self.cube.variables), "statistics": self.statistics.state()}
+        climatology = self.climatology
+        if climatology is not None:
+            state["climatology"] = vars(climatology)
+        return state | self._asked()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the statistics from a checkpoint.
 
         Raises:
-            DataError: If the checkpoint is of other variables.
+            DataError: If the checkpoint is of other variables, or they were transformed otherwise.
         """
         _check_variables(state_dict["variables"], list(self.cube.variables))
+        now = self._asked()
+        for key in ("transforms", "seasonal", "standardise"):
+            if state_dict.get(key) != now.get(key):
+                raise DataError(
+                    f"The checkpoint was trained with {key} {state_dict.get(key)}, but now it is "
+                    f"{now.get(key)}; set data.init_args.{key} as it was, or train again."
+                )
         statistics = Statistics(**state_dict["statistics"])
         if statistics != self._statistics:
-            self._statistics, self._normalisation = statistics, None
+            self._statistics, self._normalisation, self._climatology = statistics, None, None
             self._blocks.clear()
+        if "climatology" in state_dict and self._climatology is None:
+            self._climatology = Climatology(**state_dict["climatology"])
+
+    def _asked(self) -> dict[str, Any]:
+        """How values are transformed, where that is not the default."""
+        asked: dict[str, Any] = {}
+        if any(self.transforms):
+            asked["transforms"] = [None if t is None else t.state() for t in self.transforms]
+        harmonics = self._harmonics()
+        if any(harmonics):
+            asked["seasonal"] = [h or 0 for h in harmonics]
+        if self._standardise != "variable":
+            asked["standardise"] = self._standardise
+        return asked
 
     def train_dataloader(self) -> WindowLoader:
         """Shuffled windows of the training split, in full batches."""
@@ -444,7 +559,10 @@ class ClimateCubeDataModule(LightningDataModule):
             values = self._resident(split.name).frames[shifted]
         else:
             read = self.cube.read(slice(trajectory, trajectory + 1), frames)
-            values = self.normalisation.normalise(torch.from_numpy(read[0])).nan_to_num_(nan=0.0)
+            normalised = self.normalisation.normalise(
+                torch.from_numpy(read[0]), self.cube.time_numbers[frames]
+            )
+            values = normalised.nan_to_num_(nan=0.0)
         return values[:, :, rows, columns].clone(), self.cube.times[frames]
 
     @property
@@ -534,13 +652,34 @@ def _check_variables(saved: Sequence[str], current: Sequence[str]) -> None:
         )
 
 
-def _check_crop(cube: Cube, crop: tuple[int, int], static: bool) -> None:
+def _check_names(cube: Cube, argument: str, names: Iterable[str]) -> None:
+    known = [*cube.variables, *(channel.variable for channel in cube.channels)]
+    for name in names:
+        if name not in known:
+            raise DataError(
+                f"{argument} names '{name}'{nearest(name, known)}, which is not among the "
+                f"variables {listed(cube.variables)}."
+            )
+
+
+def _by_channel(cube: Cube, given: Mapping[str, Any], default: Any) -> list[Any]:
+    """What is given for each channel, by its own name or by that of its variable."""
+    pairs = zip(cube.variables, cube.channels, strict=True)
+    return [given.get(name, given.get(channel.variable, default)) for name, channel in pairs]
+
+
+def _check_crop(cube: Cube, crop: tuple[int, int], static: bool, by_pixel: bool) -> None:
     if len(crop) != 2 or any(not 1 <= c <= n for c, n in zip(crop, cube.shape, strict=False)):
         raise DataError(
             f"crop is {tuple(crop)}, but frames of {cube.path} have {cube.shape} rows and columns."
         )
     if static:
         raise DataError("Static fields cannot be cropped with the frames; drop crop or static.")
+    if by_pixel:
+        raise DataError(
+            "What is normal at each pixel cannot be cropped with the frames; drop crop, or "
+            "seasonal and standardise."
+        )
 
 
 def _spread(windows: Windows, count: int) -> list[tuple[int, int]]:

@@ -2,28 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from data_modules.calendars import as_numbers, year_fraction
+from data_modules.errors import DataError
+from data_modules.transforms import Transform
+
+Times = np.ndarray | Tensor
+
 
 class Normalisation:
-    """Standardise each channel: `(x - mean) / std`.
+    """Standardise each channel: `(f(x) - mean - cycle) / std`.
+
+    The transform f, the seasonal cycle and a mean and standard deviation of each pixel are there
+    where they were asked for. `description()["normalisation"]` of a data module has these
+    arguments.
 
     Args:
-        mean: Mean of each channel in physical units.
-        std: Standard deviation of each channel, positive.
+        mean: Mean of each channel after its transform.
+        std: Standard deviation of what is left of each channel, positive.
+        transforms: For each channel the arguments of a `Transform`, or None.
+        cycle: Coefficients (1 + 2 K, C, H, W) of what is subtracted beside the mean at each pixel:
+            a constant, then cosine and sine of each harmonic of the year.
+        calendar: That in which the harmonics count the year.
+        pixel_std: Standard deviations (C, H, W) in place of `std`.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        transforms: Sequence[Mapping[str, Any] | None] | None = None,
+        cycle: Tensor | None = None,
+        calendar: str | None = None,
+        pixel_std: Tensor | None = None,
+    ) -> None:
         self.mean = torch.tensor(mean, dtype=torch.float32)[:, None, None]
-        self.std = torch.tensor(std, dtype=torch.float32)[:, None, None]
+        channel_std = torch.tensor(std, dtype=torch.float32)[:, None, None]
+        self.std = channel_std if pixel_std is None else pixel_std.float()
+        self.transforms = [None if t is None else Transform(**t) for t in transforms or ()]
+        self.cycle, self.calendar = cycle, calendar
 
-    def normalise(self, x: Tensor) -> Tensor:
-        """Normalised (..., C, H, W) from physical units."""
-        return (x - self.mean.to(x.device)) / self.std.to(x.device)
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is no more than a mean and a standard deviation of each channel."""
+        return not any(self.transforms) and self.cycle is None and self.std[0].numel() == 1
 
-    def denormalise(self, x: Tensor) -> Tensor:
-        """Physical units from normalised (..., C, H, W)."""
-        return x * self.std.to(x.device) + self.mean.to(x.device)
+    @property
+    def is_seasonal(self) -> bool:
+        """Whether it depends on the time of the year."""
+        return self.cycle is not None and len(self.cycle) > 1
+
+    def normalise(self, x: Tensor, times: Times | None = None) -> Tensor:
+        """Normalised (..., C, H, W) from physical units.
+
+        Args:
+            x: (..., C, H, W).
+            times: (...) the time of each frame, where a seasonal cycle is subtracted: dates, or
+                seconds since 1970-01-01 in the calendar.
+
+        Raises:
+            DataError: If times are needed and not given.
+        """
+        for channel, transform in enumerate(self.transforms):
+            if transform is not None:
+                x = _with(x, channel, transform.forward(x[..., channel, :, :]))
+        return (x - self._centre(x, times)) / self.std.to(x.device)
+
+    def denormalise(self, x: Tensor, times: Times | None = None) -> Tensor:
+        """Physical units from normalised (..., C, H, W); arguments as for `normalise`.
+
+        Raises:
+            DataError: If times are needed and not given.
+        """
+        x = x * self.std.to(x.device) + self._centre(x, times)
+        for channel, transform in enumerate(self.transforms):
+            if transform is not None:
+                x = _with(x, channel, transform.inverse(x[..., channel, :, :]))
+        return x
+
+    def _centre(self, x: Tensor, times: Times | None) -> Tensor:
+        """What is subtracted: broadcasts against (..., C, H, W)."""
+        mean = self.mean.to(x.device)
+        if self.cycle is None:
+            return mean
+        cycle = self.cycle.to(x.device)
+        if not self.is_seasonal:
+            return mean + cycle[0]
+        if times is None:
+            raise DataError(
+                "Anomalies against a seasonal cycle are made of frames and their times; give times."
+            )
+        basis = seasonal_basis(_seconds(times), str(self.calendar), (len(cycle) - 1) // 2)
+        weights = torch.from_numpy(basis).to(cycle)
+        return mean + torch.einsum("...b,bchw->...chw", weights, cycle)
+
+
+def seasonal_basis(seconds: np.ndarray, calendar: str, harmonics: int) -> np.ndarray:
+    """A constant, and cosine and sine of each harmonic of the year: (..., 1 + 2 harmonics).
+
+    Args:
+        seconds: (...) since 1970-01-01 in the calendar.
+        calendar: A CF calendar.
+        harmonics: Number of harmonics.
+    """
+    angle = 2 * np.pi * year_fraction(seconds, calendar)
+    waves = [f(k * angle) for k in range(1, harmonics + 1) for f in (np.cos, np.sin)]
+    return np.stack([np.ones_like(angle), *waves], axis=-1)
+
+
+def _seconds(times: Times) -> np.ndarray:
+    return times.cpu().numpy() if isinstance(times, Tensor) else as_numbers(np.asarray(times))
+
+
+def _with(x: Tensor, channel: int, values: Tensor) -> Tensor:
+    """A copy with other values of one channel."""
+    x = x.clone()
+    x[..., channel, :, :] = values
+    return x

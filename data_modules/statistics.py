@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import dask
 import numpy as np
+import torch
 
 from data_modules.cube import Cube
 from data_modules.errors import DataError
 from data_modules.splits import Split
+from data_modules.transforms import Transform
 from data_modules.windows import Span, Windows, chunked_spans
 
 logger = logging.getLogger(__name__)
@@ -32,13 +35,13 @@ POSSIBLE = {
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics of each channel in physical units; missing values are left out.
+    """Statistics of each channel; missing values are left out.
 
     Args:
-        mean: Mean over trajectories, time and grid points, unweighted.
+        mean: Mean over trajectories, time and grid points, unweighted, after the transform.
         std: Population standard deviation likewise.
-        minimum: Least value.
-        maximum: Greatest value.
+        minimum: Least value in physical units.
+        maximum: Greatest value in physical units.
     """
 
     mean: list[float]
@@ -51,8 +54,15 @@ class Statistics:
         return asdict(self)
 
 
-def compute_statistics(cube: Cube, split: Split) -> Statistics:
+def compute_statistics(
+    cube: Cube, split: Split, transforms: Sequence[Transform | None] = ()
+) -> Statistics:
     """Read a split once, with dask, by spans of whole chunks, on whatever scheduler dask has.
+
+    Args:
+        cube: The cube.
+        split: Usually the training split.
+        transforms: Of each channel, or none at all.
 
     Raises:
         DataError: If a variable has missing values that are refused, none at all, one only, or
@@ -62,7 +72,9 @@ def compute_statistics(cube: Cube, split: Split) -> Statistics:
     spans = chunked_spans(Windows(split, 1), cube.chunks, frames)
     logger.info("computing statistics of %s over %d frames", cube.path, split.frames)
     moments = dask.delayed(_moments)
-    parts = cast(list[np.ndarray], dask.compute(*[moments(cube, span) for span in spans]))
+    parts = cast(
+        list[np.ndarray], dask.compute(*[moments(cube, span, transforms) for span in spans])
+    )
     count, mean, squares, minimum, maximum = parts[0]
     for part in parts[1:]:
         # Pairwise update of mean and sum of squares (Chan, Golub and LeVeque 1983).
@@ -99,7 +111,7 @@ def _require_possible(cube: Cube, name: str, least: float, greatest: float) -> N
         )
 
 
-def _moments(cube: Cube, span: Span) -> np.ndarray:
+def _moments(cube: Cube, span: Span, transforms: Sequence[Transform | None]) -> np.ndarray:
     """Count, mean, sum of squared deviations, minimum, maximum: (5, C) of a span's values."""
     values = cube.read(slice(*span.trajectories), slice(*span.frames))
     out = np.zeros((5, values.shape[2]))
@@ -109,7 +121,10 @@ def _moments(cube: Cube, span: Span) -> np.ndarray:
         if not cube.refuse_missing:
             present = present[np.isfinite(present)]
         if present.size:
+            extremes = present.min(), present.max()
+            if transforms and (transform := transforms[channel]) is not None:
+                present = transform.forward(torch.from_numpy(present)).numpy()
             mean = present.mean()
             squares = np.square(present - mean).sum()
-            out[:, channel] = present.size, mean, squares, present.min(), present.max()
+            out[:, channel] = present.size, mean, squares, *extremes
     return out

@@ -1,0 +1,275 @@
+"""Transforms, anomalies, pixels: exact ways back, known cycles, and checkpoints that hold them."""
+
+import copy
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
+
+from data_modules import climate_cube
+from data_modules.climate_cube import ClimateCubeDataModule
+from data_modules.errors import DataError
+from data_modules.normalisation import Normalisation, seasonal_basis
+from data_modules.transforms import Transform
+
+LOG = Transform("log", scale=0.5, lower=0.0)
+YEARS = 4
+
+
+def refused(sentence: str) -> Any:
+    return pytest.raises(DataError, match=re.escape(sentence))
+
+
+@given(
+    st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=20),
+    st.sampled_from(["log", "power"]),
+    st.floats(1e-3, 1e3),
+    st.floats(0.2, 1.0),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_way_back_is_exact(values: list[float], kind: Any, scale: float, p: float) -> None:
+    x = torch.tensor(values, dtype=torch.float64)
+    transform = Transform(kind, scale, p)
+    torch.testing.assert_close(transform.inverse(transform.forward(x)), x, rtol=1e-9, atol=1e-9)
+    y = transform.forward(x)
+    assert torch.equal(y.sign(), x.sign())
+    order = x.argsort()
+    assert (y[order].diff() >= 0).all()
+
+
+def test_closed_forms_and_the_least_value() -> None:
+    x = torch.tensor([0.0, 1.0, 3.0, 8.0])
+    torch.testing.assert_close(Transform("log", 2.0).forward(x), (1 + x / 2).log())
+    torch.testing.assert_close(Transform("power", 2.0, 0.5).forward(x), (x / 2).sqrt())
+    negative = torch.tensor([-0.3, 0.0, 0.3])
+    assert torch.equal(LOG.inverse(negative)[:2], torch.zeros(2))
+    assert (Transform("log").inverse(negative)[0] < 0).all()
+    with refused("A transform has scale 0 and exponent 0.5; make both positive."):
+        Transform("log", scale=0.0)
+    with refused("The transform 'cube' is unknown; it can be log or power."):
+        Transform("cube")  # type: ignore[arg-type]
+
+
+Made = tuple[Path, np.ndarray, np.ndarray]
+
+
+def seasonal_cube(path: Path, calendar: str = "noleap", hole: bool = False) -> Made:
+    """A cube whose cycle (time, y, x) is known, and white noise around it of known spread."""
+    generator = np.random.default_rng(0)
+    length = {"360_day": 360}.get(calendar, 365)
+    times = xr.date_range("2001-01-01", periods=YEARS * length, calendar=calendar, use_cftime=True)
+    angle = 2 * np.pi * np.arange(YEARS * length) / length
+    a, b, c = generator.normal(size=(3, 4, 6))
+    cycle = 10 * a + 3 * b * np.cos(angle)[:, None, None] + c * np.sin(2 * angle)[:, None, None]
+    spread = generator.uniform(0.5, 2, (4, 6))
+    ta = (280 + cycle + spread * generator.normal(size=cycle.shape)).astype(np.float32)
+    if hole:
+        ta[::5, 1, 1] = np.nan
+        ta[:, 2, 2] = np.nan
+    pr = np.exp(generator.normal(size=cycle.shape)).astype(np.float32)
+    dataset = xr.Dataset(
+        {"pr": (("time", "lat", "lon"), pr), "ta": (("time", "lat", "lon"), ta)},
+        {"time": times, "lat": [60.0, 20.0, -20.0, -60.0], "lon": np.arange(0, 360, 60.0)},
+    )
+    dataset.to_zarr(path, consolidated=False, encoding={"ta": {"chunks": (100, 4, 6)}})
+    return path, 280 + cycle, spread
+
+
+@pytest.mark.parametrize("calendar", ["noleap", "360_day"])
+def test_the_seasonal_cycle_that_is_there_is_found(tmp_path: Path, calendar: str) -> None:
+    path, cycle, spread = seasonal_cube(tmp_path / "a.zarr", calendar)
+    data = ClimateCubeDataModule(
+        path, ["ta", "pr"], seasonal={"ta": 2}, splits={"train": 1.0}, in_memory=True
+    )
+    normalisation = data.normalisation
+    zero = torch.zeros(len(cycle), 2, 4, 6)
+    found = normalisation.denormalise(zero, data.cube.time_numbers)[:, 0]
+    # Coefficients of an average over n days have a standard error of spread sqrt(2 / n).
+    error = (found - torch.from_numpy(cycle)).abs().amax(dim=0)
+    assert (error < 5 * torch.from_numpy(spread) * (5 / len(cycle)) ** 0.5).all()
+    overall = float(np.sqrt((spread**2).mean()))
+    assert normalisation.std[0].item() == pytest.approx(overall, rel=0.02)
+    frames, _ = data.read_run("train", 0)
+    assert abs(frames[:, 0].mean()) < 1e-4
+    assert float(frames[:, 0].std()) == pytest.approx(1, abs=1e-3)
+    # The other channel is left alone.
+    plain = ClimateCubeDataModule(path, ["pr"], splits={"train": 1.0})
+    torch.testing.assert_close(frames[:, 1:], plain.read_run("train", 0)[0])
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seasonal": 2},
+        {"standardise": "pixel"},
+        {"seasonal": {"ta": 1}, "standardise": "pixel", "transforms": {"pr": LOG}},
+        {"transforms": {"pr": LOG, "ta": Transform("power", 100.0, 0.3)}},
+    ],
+)
+def test_batches_windows_and_the_way_back(
+    tmp_path: Path, in_memory: bool, options: dict[str, Any]
+) -> None:
+    path, _, _ = seasonal_cube(tmp_path / "a.zarr")
+    data = ClimateCubeDataModule(
+        path, ["pr", "ta"], in_memory=in_memory, window_length=3, batch_size=16, **options
+    )
+    frames, times = data.read_window("test", 17, 5)
+    start = int(np.flatnonzero(data.cube.times == times[0])[0])
+    truth = torch.from_numpy(data.cube.read(slice(0, 1), slice(start, start + 5))[0])
+    back = data.normalisation.denormalise(frames, times)
+    torch.testing.assert_close(back, truth, rtol=2e-5, atol=1e-5)
+    batch = next(iter(data.train_dataloader()))
+    windows = data.normalisation.denormalise(batch["frames"], batch["time"])
+    first = np.searchsorted(data.cube.time_numbers, batch["time"][:, 0].numpy())
+    for window, at in zip(windows, first.tolist(), strict=True):
+        truth = torch.from_numpy(data.cube.read(slice(0, 1), slice(at, at + 3))[0])
+        torch.testing.assert_close(window, truth, rtol=2e-5, atol=1e-5)
+    frames, _ = data.read_run("train", 0)
+    assert (frames.mean(dim=(0, 2, 3)).abs() < 0.02).all()
+    spread = frames.std(dim=(0, 2, 3))
+    torch.testing.assert_close(spread, torch.ones(2), rtol=0.01, atol=0.01)
+    if options.get("standardise") == "pixel":
+        torch.testing.assert_close(frames.std(dim=0), torch.ones(2, 4, 6), rtol=0.01, atol=0.01)
+        assert (frames.mean(dim=0).abs() < 0.02).all()
+
+
+def test_missing_values_take_no_part(tmp_path: Path) -> None:
+    path, cycle, spread = seasonal_cube(tmp_path / "a.zarr", hole=True)
+    whole, _, _ = seasonal_cube(tmp_path / "b.zarr")
+    options: dict[str, Any] = {"seasonal": 2, "splits": {"train": 1.0}, "standardise": "pixel"}
+    data = ClimateCubeDataModule(path, ["ta"], missing="fill", **options)
+    beside = ClimateCubeDataModule(whole, ["ta"], **options)
+    climatology, truth = data.climatology, beside.climatology
+    assert climatology is not None
+    assert truth is not None
+    mine, other = (
+        c.cycle[:, 0] + torch.tensor([m.statistics.mean[0], 0, 0, 0, 0])[:, None, None]
+        for c, m in ((climatology, data), (truth, beside))
+    )
+    full = torch.ones(4, 6, dtype=torch.bool)
+    full[1, 1] = full[2, 2] = False
+    torch.testing.assert_close(mine[:, full], other[:, full], rtol=1e-4, atol=1e-3)
+    # A fifth of the days are missing: another fit, within its error.
+    error = (mine[:, 1, 1] - other[:, 1, 1]).abs()
+    assert (error < 4 * spread[1, 1] * (2 / (0.8 * len(cycle))) ** 0.5).all()
+    assert (mine[1:, 2, 2] == 0).all()  # where nothing is known there is no cycle
+    frames = data.read_run("train", 0)[0]
+    assert (frames[::5, 0, 1, 1] == 0).all()
+    assert torch.isfinite(frames).all()
+
+
+def test_the_fit_does_not_depend_on_how_the_cube_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _, _ = seasonal_cube(tmp_path / "a.zarr")
+    data = ClimateCubeDataModule(path, ["ta"], seasonal=3)
+    once = data.climatology
+    monkeypatch.setattr("data_modules.climatology.SPAN_BYTES", 10_000)
+    pieces = ClimateCubeDataModule(path, ["ta"], seasonal=3).climatology
+    assert once is not None
+    assert pieces is not None
+    torch.testing.assert_close(pieces.cycle, once.cycle, rtol=1e-5, atol=1e-6)
+    assert pieces.std == pytest.approx(once.std, rel=1e-9)
+    # Against numpy's own least squares on all values at once.
+    start, stop = data.split("train").runs[0]
+    values = data.cube.read(slice(0, 1), slice(start, stop))[0, :, 0].reshape(stop - start, -1)
+    basis = seasonal_basis(data.cube.time_numbers[start:stop], "noleap", 3)
+    expected = np.linalg.lstsq(basis, values - data.statistics.mean[0], rcond=None)[0]
+    np.testing.assert_allclose(once.cycle[:, 0].reshape(7, -1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_holds_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _, _ = seasonal_cube(tmp_path / "a.zarr")
+    options: dict[str, Any] = {
+        "seasonal": 2,
+        "standardise": "pixel",
+        "transforms": {"pr": LOG},
+        "forcing": ["day_of_year"],
+        "static": ["latitude"],
+    }
+    data = ClimateCubeDataModule(path, **options)
+    description, state = data.description(), data.state_dict()
+    file = io.BytesIO()
+    torch.save({"description": description, "state": state}, file)
+    file.seek(0)
+    read = torch.load(file, weights_only=True)
+    frames, times = data.read_window("test", 3, 4)
+    again = Normalisation(**read["description"]["normalisation"])
+    expected = data.normalisation.denormalise(frames, times)
+    assert torch.equal(again.denormalise(frames, times), expected)
+
+    def anew(*_: Any) -> None:
+        raise AssertionError("the cube was read through again")
+
+    monkeypatch.setattr(climate_cube, "compute_statistics", anew)
+    monkeypatch.setattr(climate_cube, "fit_climatology", anew)
+    restored = ClimateCubeDataModule(path, **options)
+    restored.load_state_dict(read["state"])
+    assert torch.equal(restored.read_window("test", 3, 4)[0], frames)
+    for key, other in (("seasonal", 1), ("transforms", {}), ("standardise", "variable")):
+        with refused(f"The checkpoint was trained with {key} "):
+            ClimateCubeDataModule(path, **(options | {key: other})).load_state_dict(
+                copy.deepcopy(state)
+            )
+
+
+def test_nothing_changes_without_them(tmp_path: Path) -> None:
+    path, _, _ = seasonal_cube(tmp_path / "a.zarr")
+    data = ClimateCubeDataModule(path)
+    assert set(data.state_dict()) == {"variables", "statistics"}
+    assert set(data.description()["normalisation"]) == {"mean", "std"}
+    assert "conditioning" not in data.description()
+    assert data.normalisation.is_plain
+
+
+def test_from_a_configuration(tmp_path: Path) -> None:
+    path, _, _ = seasonal_cube(tmp_path / "a.zarr")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(ClimateCubeDataModule, "data")
+    given = {"path": str(path), "transforms": {"pr": {"kind": "log", "scale": 0.5, "lower": 0.0}}}
+    cube = parser.instantiate(parser.parse_object({"data": given | {"seasonal": {"ta": 2}}})).data
+    assert cube.transforms == [LOG, None]
+
+
+def test_rain_stays_rain(tmp_path: Path) -> None:
+    path, _, _ = seasonal_cube(tmp_path / "a.zarr")
+    data = ClimateCubeDataModule(path, ["pr"], transforms={"pr": LOG})
+    noise = 3 * torch.randn(50, 1, 4, 6, generator=torch.Generator().manual_seed(0))
+    assert (data.normalisation.denormalise(noise) >= 0).all()
+    raw = ClimateCubeDataModule(path, ["pr"]).read_run("train", 0)[0]
+    frames = data.read_run("train", 0)[0]
+    skewness = [((x - x.mean()) ** 3).mean() / x.std() ** 3 for x in (raw, frames)]
+    assert abs(skewness[1]) < 0.3 * abs(skewness[0])
+
+
+def test_what_cannot_be(tmp_path: Path) -> None:
+    path, _, _ = seasonal_cube(tmp_path / "a.zarr")
+    with refused("transforms names 'prr' (did you mean 'pr'?), which is not among the variables"):
+        ClimateCubeDataModule(path, transforms={"prr": LOG}).setup()
+    with refused("seasonal names 'tas' (did you mean 'ta'?), which is not among the variables"):
+        ClimateCubeDataModule(path, seasonal={"tas": 1}).setup()
+    with refused("seasonal is -1; give 0 or more harmonics."):
+        ClimateCubeDataModule(path, seasonal=-1).normalisation  # noqa: B018
+    with refused("standardise is 'all'; it can be 'variable' or 'pixel'."):
+        ClimateCubeDataModule(path, standardise="all")  # type: ignore[arg-type]
+    with refused("What is normal at each pixel cannot be cropped with the frames; drop crop, or"):
+        ClimateCubeDataModule(path, seasonal=1, crop=(2, 2)).setup()
+    short = {"train": ["2001-01", "2001-03"]}
+    with refused("covers too little of the year for its seasonal cycle to be fitted; give it"):
+        ClimateCubeDataModule(path, seasonal=2, splits=short).normalisation  # noqa: B018
+    with refused("Anomalies against a seasonal cycle are made of frames and their times; give"):
+        ClimateCubeDataModule(path, seasonal=1).normalisation.denormalise(torch.zeros(2, 4, 6))
+
+
+def test_a_cube_without_a_calendar_has_no_seasons(make_cube: Any) -> None:
+    with refused("has times without a calendar, so that there is no seasonal cycle to subtract"):
+        ClimateCubeDataModule(make_cube(), seasonal=1).normalisation  # noqa: B018
