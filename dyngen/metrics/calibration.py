@@ -134,11 +134,11 @@ def flatness_p_value(
         draws: of signs; the least p-value is ``1 / (draws + 1)``.
         generator: CPU generator; None: the global one.
 
-    Returns: 0-d float64; NaN without any count.
+    Returns: 0-d float64; NaN for a single sample, or without any count.
     """
     counts = counts.double()
     samples, ranks = counts.shape
-    if not bool(counts.sum() > 0):
+    if samples < 2 or not bool(counts.sum() > 0):
         return torch.tensor(torch.nan, dtype=torch.float64)
     departures = counts - counts.sum(1, keepdim=True) / ranks
     signs = 2 * torch.randint(2, (draws, samples), generator=generator).double() - 1

@@ -45,12 +45,22 @@ def quantile_quantile(scores: xr.Dataset) -> Figure:
     axes.set_xlabel(f"quantile of the truth{unit_of(scores)}")
     axes.set_ylabel(f"{name}{unit_of(scores)}")
     top = axes.secondary_xaxis("top")
-    few = np.isin(levels.round(6), (0.0001, 0.01, 0.5, 0.99, 0.9999))
-    top.set_xticks(truth[few], [f"{100 * p:g} %" for p in levels[few]], fontsize=7.5)
+    few = _apart(truth, levels, gap=0.11 * (truth[-1] - truth[0]))
+    top.set_xticks(truth[few], [f"{100 * levels[i]:g} %" for i in few], fontsize=7.5)
     top.spines[:].set_visible(False)
     top.tick_params(length=0, pad=1)
     label_lines(figure, axes, ends)
     return figure
+
+
+def _apart(truth: np.ndarray, levels: np.ndarray, gap: float) -> list[int]:
+    """Which quantiles to name: the highest first, and others that are not too close to those."""
+    chosen: list[int] = []
+    for level in (0.9999, 0.0001, 0.5, 0.99, 0.01):
+        (place,) = np.flatnonzero(np.isclose(levels, level))
+        if all(abs(truth[place] - truth[other]) > gap for other in chosen):
+            chosen.append(int(place))
+    return sorted(chosen)
 
 
 @styled

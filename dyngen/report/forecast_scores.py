@@ -116,7 +116,7 @@ def forecast_scores(
             generator=generator,
         )
         log.info("Scored %s: %d forecasts of %d members.", name, initials, members)
-    resampled = resamplings(initials, bootstrap, seed) if initials > 1 else None
+    resampled = resamplings(initials, bootstrap, seed) if initials > 1 and bootstrap else None
     as_is = torch.ones(1, initials, dtype=torch.float64)
     out: Scores = {}
     for name in found:
@@ -126,7 +126,7 @@ def forecast_scores(
             if name == "truth" and score in NOT_OF_TRUTH:
                 continue
             out[score, name] = dims, values[0]
-            if score in WITH_INTERVAL and spread is not None and bootstrap:
+            if score in WITH_INTERVAL and spread is not None:
                 interval = spread[score][1].nanquantile(BOUNDS, dim=0)
                 # A score that cannot be told has no interval either.
                 interval = torch.where(values[0].isnan(), torch.nan, interval)

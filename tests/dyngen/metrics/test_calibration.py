@@ -115,6 +115,7 @@ def test_p_values_of_a_narrow_ensemble_are_small() -> None:
     counts = rank_histogram(ensemble, observation, member_dim=1, dim=(1,))
     assert float(flatness_p_value(counts, draws=999)) == 1 / 1000
     assert bool(flatness_p_value(torch.zeros(3, 5)).isnan())
+    assert bool(flatness_p_value(counts[:1]).isnan())
     # Two samples that depart alike: one in two draws of signs leaves them so.
     same = torch.tensor([[9, 1, 2], [9, 1, 2]])
     assert math.isclose(flatness_p_value(same, draws=5000), 0.5, abs_tol=0.04)
