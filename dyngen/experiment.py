@@ -49,6 +49,7 @@ class ExperimentCLI(LightningCLI):
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
+        self._restored: dict[str, Any] | None = None
         options = {
             "parser_mode": "omegaconf",
             "exit_on_error": False,
@@ -77,6 +78,12 @@ class ExperimentCLI(LightningCLI):
             settings.callbacks = [*settings.callbacks, TrainingProgress()]
         return super().instantiate_trainer(**kwargs)
 
+    def instantiate_classes(self) -> None:
+        """Make model, data and trainer; what a checkpoint holds of other models is in place."""
+        super().instantiate_classes()
+        if self._restored is not None and not_on_disk(self._restored):
+            self.model.on_load_checkpoint(self._restored)
+
     def before_instantiate_classes(self) -> None:
         """Refuse to continue a run with other settings."""
         if self.subcommand != "fit":  # each keeps its own: that of `fit` is what is gone on with
@@ -84,7 +91,8 @@ class ExperimentCLI(LightningCLI):
         settings = self.config[self.subcommand]
         checkpoint = str(settings.get("ckpt_path"))
         if self.subcommand != "fit" and Path(checkpoint).is_file():
-            for name in not_on_disk(read_checkpoint(checkpoint)):
+            self._restored = read_checkpoint(checkpoint)
+            for name in not_on_disk(self._restored):
                 settings.model.init_args[name] = None
         if self.subcommand != "fit" or checkpoint != "last":
             return

@@ -10,13 +10,34 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from dyngen.report.provenance import machine
 from dyngen.rollout import FrameSampler, Written
 from dyngen.rollout.randomness import FrameNoise
 
 COST = ".cost.json"  # beside the arrays of a rollout: not of its numbers, so not in them
+
+
+class Operations(TorchDispatchMode):
+    """Counts the floating-point operations of matrix products and convolutions within it.
+
+    By the formulas of `torch.utils.flop_counter`, whose own counter watches modules with hooks that
+    do not live with gradients inside a forward pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute as always, and count."""
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += int(formula(*args, **(kwargs or {}), out_val=out))
+        return out
 
 
 class TrainingCost(Callback):
@@ -31,7 +52,7 @@ class TrainingCost(Callback):
         self.steps = 0
         self.flops_per_step = 0
         self.batch_size = 0
-        self._counter: FlopCounterMode | None = None
+        self._counter: Operations | None = None
         self._since = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -55,7 +76,7 @@ class TrainingCost(Callback):
         """Start the clock, and at the very first step the counter."""
         if not self.flops_per_step:
             self.batch_size = len(batch["frames"]) if "frames" in batch else 0
-            self._counter = FlopCounterMode(display=False)
+            self._counter = Operations()
             self._counter.__enter__()
         self._since = time.perf_counter()
 
@@ -72,7 +93,7 @@ class TrainingCost(Callback):
         self.steps += 1
         if self._counter is not None:
             self._counter.__exit__(None, None, None)
-            self.flops_per_step = int(self._counter.get_total_flops())
+            self.flops_per_step = self._counter.total
             self._counter = None
 
 
@@ -95,7 +116,7 @@ def rollout_cost(
         device: Where frames were sampled.
     """
     history = history[:1].to(device)
-    with FlopCounterMode(display=False) as counter:
+    with Operations() as counter:
         frames, figures = sampler(history, FrameNoise(0, [(0, 0)], step=0))
     per_frame = 1 / frames.shape[1]
     evaluations = figures.get("denoiser_evaluations")
@@ -106,7 +127,7 @@ def rollout_cost(
         "evaluations_per_frame": None
         if evaluations is None
         else float(evaluations.mean()) * per_frame,
-        "flops_per_frame": counter.get_total_flops() * per_frame,
+        "flops_per_frame": counter.total * per_frame,
         "seconds_per_frame": written.seconds / written.frames,
         "machine": machine(),
     }
