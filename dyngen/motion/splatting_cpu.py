@@ -98,15 +98,23 @@ def _in_strips(kernel: Callable[..., None], tensors: tuple[Tensor, ...], *settin
     dtype = tensors[0].detach().numpy().dtype.type
     numbers = [dtype(x) if isinstance(x, float) else x for x in settings]
     arguments = [*(x.detach().numpy() for x in tensors), *numbers]
-    threads = [
-        threading.Thread(target=kernel, args=(*strip, *arguments))
-        for strip in itertools.pairwise(edges[1:])
-    ]
+    failures: list[BaseException] = []
+
+    def run(strip: tuple[int, int]) -> None:
+        try:
+            kernel(*strip, *arguments)
+        except BaseException as error:  # such as no memory; a thread would keep it to itself
+            failures.append(error)
+
+    first, *others = itertools.pairwise(edges)
+    threads = [threading.Thread(target=run, args=(strip,)) for strip in others]
     for thread in threads:
         thread.start()
-    kernel(edges[0], edges[1], *arguments)
+    run(first)
     for thread in threads:
         thread.join()
+    if failures:
+        raise failures[0]
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -125,6 +125,24 @@ def test_the_number_of_threads_changes_no_bit(threads: int) -> None:
         torch.set_num_threads(before)
 
 
+def test_a_failure_in_any_thread_is_told(way: str) -> None:
+    if way != "numba":
+        pytest.skip("the one with threads of its own")
+    from dyngen.motion import splatting_cpu
+
+    def broken(first: int, last: int, *arguments: object) -> None:
+        if last == 6:
+            raise MemoryError("no memory")
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(MemoryError, match="no memory"):
+            splatting_cpu._in_strips(broken, (torch.zeros(2, 3, 4),))
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_derivatives_are_those_of_finite_differences(mode: str) -> None:
     values, flow, z = scene(batch=1, channels=2, height=3, width=4, spread=0.8)
