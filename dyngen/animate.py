@@ -23,7 +23,8 @@ from dyngen.models import MotionRenderer, SpectralLDM
 from dyngen.models.checkpoints import load_model
 from dyngen.motion.holes import splat_frames
 from dyngen.motion.loops import loop_closure
-from dyngen.motion.spectral_volume import displacement_at, magnify
+from dyngen.motion.spectral_volume import displacement_at
+from dyngen.motion.spectral_volume import magnify as magnified
 from dyngen.motion.splatting import motion_importance
 from dyngen.view.sources import read_image, read_motion
 
@@ -68,7 +69,7 @@ def animate(
     frames: int | None = None,
     fps: float | None = None,
     slow: float = 1.0,
-    magnification: float = 1.0,
+    magnify: float = 1.0,
     mask: Path | None = None,
     loop: bool = False,
     steps: int | None = None,
@@ -91,7 +92,7 @@ def animate(
         fps: Frames per second; those of the motion by default. It changes no speed.
         slow: How many times as slow as it was; the motion between frames is that of its Fourier
             series.
-        magnification: How many times as large a motion.
+        magnify: How many times as large a motion.
         mask: Picture that is bright where things may move; elsewhere nothing does.
         loop: Guide the motion that is sampled so that its end meets its beginning.
         steps: Of the sampler; 250, or 500 for a loop.
@@ -125,7 +126,7 @@ def animate(
         )
     height, width = picture.shape[-2:]
     volume = resize_volume(swaying.volume.to(place), height, width, f"{image}")
-    volume = magnify(volume, magnification)
+    volume = magnified(volume, magnify)
     if mask is not None:
         volume = volume * read_mask(mask, height, width).to(place)
     rate = swaying.fps if fps is None else fps

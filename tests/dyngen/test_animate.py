@@ -150,7 +150,7 @@ def test_magnification_and_mask_act_on_the_motion(
     bright = np.zeros((HEIGHT, WIDTH), np.uint8)
     bright[:, : WIDTH // 2] = 255
     Image.fromarray(bright).save(tmp_path / "mask.png")
-    options: dict[str, Any] = {"motion": motion, "clip": 1, "magnification": 1.5}
+    options: dict[str, Any] = {"motion": motion, "clip": 1, "magnify": 1.5}
     out = animate(picture, tmp_path / "film.gif", mask=tmp_path / "mask.png", **options)
     moved = 1.5 * swaying()
     moved[..., WIDTH // 2 :] = 0
@@ -220,7 +220,7 @@ def sampler(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_motion_is_sampled_by_its_seed(picture: Path, sampler: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"motion_model": sampler, "steps": 3, "magnification": 5.0}
+    options: dict[str, Any] = {"motion_model": sampler, "steps": 3, "magnify": 5.0}
     first, again, other = (
         read(animate(picture, tmp_path / f"{n}.gif", seed=seed, **options))
         for n, seed in enumerate((1, 1, 2))
