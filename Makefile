@@ -14,7 +14,7 @@ READY = $(VENV)/.ready
 TOOLS = $(VENV)/.ready-with-extras
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint train-image train-discriminator train-video rollout tensorboard bench clean
+.PHONY: help setup demo test lint train-image train-discriminator train-video rollout results tensorboard bench clean
 
 help:  ## show this help
 	@echo "make TARGET [EXPERIMENT=turbulence] [ARGS='--trainer.max_steps 2000']"
@@ -65,6 +65,9 @@ $(DYNGEN_RUN)/discriminator/checkpoints/last.ckpt: | $(DYNGEN_RUN)/image/checkpo
 
 rollout: $(READY) | $(DYNGEN_RUN)/discriminator/checkpoints/last.ckpt  ## sample an ensemble into a Zarr
 	$(DYNGEN) rollout --config experiments/$(EXPERIMENT)/rollout.yaml $(ARGS)
+
+results: $(READY)  ## train and compare all systems of an experiment: docs/results/EXPERIMENT
+	$(DYNGEN) contest --experiment experiments/$(EXPERIMENT) $(ARGS)
 
 tensorboard: $(READY)  ## open TensorBoard on the runs
 	$(BIN)/tensorboard --logdir runs $(ARGS)

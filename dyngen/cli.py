@@ -24,6 +24,7 @@ LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
 # Verbs whose first words are the values of an option, and whether there may be several.
 WORDS = {
     "evaluate": ("rollouts", True),
+    "compare": ("rollouts", True),
     "inspect": ("cube", False),
     "rechunk": ("cube", False),
 }
@@ -43,6 +44,9 @@ make and use:
   rollout              sample an ensemble of trajectories from a trained model into a Zarr
   evaluate ROLLOUT ... --reference CUBE
                        score rollouts of any origin against a cube of what came true
+  compare ROLLOUT ROLLOUT ... --reference CUBE
+                       the same for several, and who is ahead
+  contest              train competing systems anew, roll out, compare
   inspect CUBE         say what a cube holds, how fast it streams, and what would be faster
   rechunk CUBE         write a cube again with other chunks
   demo                 everything in turn: data, training, rollouts, scores, report
@@ -134,6 +138,8 @@ def _functions() -> dict[str, Callable[[], Callable[..., Any]]]:
         "simulate turbulence": lazily("data_modules.simulated", "write_turbulence"),
         "rollout": lazily("dyngen.forecast", "forecast"),
         "evaluate": lazily("dyngen.evaluation", "evaluate_rollouts"),
+        "compare": lazily("dyngen.evaluation", "compare_rollouts"),
+        "contest": lazily("dyngen.contest", "contest"),
         "inspect": lazily("data_modules.inspect", "inspect"),
         "rechunk": lazily("data_modules.rechunk", "rechunk"),
         "demo": lazily("dyngen.demo", "demo"),

@@ -61,18 +61,24 @@ def evaluate_rollouts(
     """
     named = _named(rollouts)
     with ExitStack() as files:
-        opened = {
-            name: files.enter_context(open_one(place, chunks={})) for name, place in named.items()
-        }
+        opened = {place: files.enter_context(open_one(place, chunks={})) for _, place in named}
         data = ClimateCubeDataModule(
             reference, variables=_variables(opened, reference, variables), splits=splits
         )
-        found = {
-            name: _fitting(name, named[name], dataset, data) for name, dataset in opened.items()
-        }
-        forecasts = {name: run for name, run in found.items() if "lead" in run.dims}
-        free_runs = {name: run for name, run in found.items() if "time" in run.dims}
-        places, leads = _verification(forecasts, named, data, split)
+        forecasts: dict[str, xr.Dataset] = {}
+        free_runs: dict[str, xr.Dataset] = {}
+        for name, place in named:
+            run = _fitting(place, opened[place], data)
+            kind, of_kind = (
+                ("free run", free_runs) if "time" in run.dims else ("forecast", forecasts)
+            )
+            if name in of_kind:
+                raise ValueError(
+                    f"two rollouts are a {kind} called {name!r}; tell them apart as first=PATH "
+                    "second=PATH."
+                )
+            of_kind[name] = run
+        places, leads = _verification(forecasts, dict(named), data, split)
         if leads[0] > 1:
             log.info("Leads are %d frames of %s apart; so are lags.", leads[0], reference)
         assessment = assess(
@@ -80,12 +86,12 @@ def evaluate_rollouts(
             free_runs,
             world_of(data, split, places, leads),
             features=features,
-            costs={name: read_cost(place) for name, place in named.items()},
+            costs={name: read_cost(place) for name, place in reversed(named)},
             bootstrap=bootstrap,
             seed=seed,
         )
     provenance = {
-        **{f"rollout {name}": place for name, place in named.items()},
+        "rollouts": {f"{name} ({i})": place for i, (name, place) in enumerate(named, 1)},
         "reference": reference,
         "split": split,
         "seed": seed,
@@ -98,21 +104,53 @@ def evaluate_rollouts(
     console.print(f"scores  {out / 'summary.json'}\nreport  {out / 'report.html'}", soft_wrap=True)
 
 
-def _named(rollouts: list[str]) -> dict[str, str]:
-    """Name -> place of each rollout."""
+def compare_rollouts(
+    rollouts: list[str],
+    reference: str,
+    out: Path = Path("comparison"),
+    variables: list[str] | None = None,
+    split: str = "test",
+    splits: dict[str, Any] | None = None,
+    features: Features | None = Features(),  # noqa: B008 (frozen)
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> None:
+    """Score two or more rollouts from the same initial states, and say who is ahead.
+
+    As `evaluate_rollouts`. Systems are scored over the same resamplings of the initial states, so
+    that the ratio of each one's CRPS to the first one's has an interval: where that excludes 1, one
+    of them is ahead.
+
+    Args:
+        rollouts: Paths or URLs, each perhaps as `name=path`. A forecast and a free run of one
+            system may have the same name.
+        reference: Cube of what came true: Zarr or NetCDF.
+        out: Folder to write to.
+        variables: Which variables; by default all that every rollout and the reference have.
+        split: Part of the reference that free runs are compared with and anomalies are taken from.
+        splits: Of the reference, as of the data module; `train` is what climatology is drawn from.
+        features: What frames and films are compared by, for FID, KID and FVD; null: nothing.
+        bootstrap: Resamplings of the initial states behind the intervals.
+        seed: Of whatever is drawn at random.
+
+    Raises:
+        ValueError: If there are fewer than two, or they do not fit together.
+    """
+    if len(rollouts) < 2:
+        raise ValueError("dyngen compare needs two rollouts or more; to score one, use evaluate.")
+    evaluate_rollouts(rollouts, reference, out, variables, split, splits, features, bootstrap, seed)
+
+
+def _named(rollouts: list[str]) -> list[tuple[str, str]]:
+    """Name and place of each rollout."""
     if not rollouts:
         raise ValueError("name a rollout to evaluate: dyngen evaluate ROLLOUT --reference CUBE.")
-    found: dict[str, str] = {}
+    found = []
     for given in rollouts:
         name, equals, place = given.partition("=")
         if not equals or "/" in name or ":" in name:
             name, place = Path(given.rstrip("/")).stem, given
-        if name in found:
-            raise ValueError(
-                f"two rollouts are called {name!r}; tell them apart as first={found[name]} "
-                f"second={place}."
-            )
-        found[name] = place
+        found.append((name, place))
     return found
 
 
@@ -139,7 +177,7 @@ def _variables(
     return wanted or common
 
 
-def _fitting(name: str, place: str, dataset: xr.Dataset, data: ClimateCubeDataModule) -> xr.Dataset:
+def _fitting(place: str, dataset: xr.Dataset, data: ClimateCubeDataModule) -> xr.Dataset:
     """A rollout with this library's dimensions and the reference's grid and units."""
     cube = data.cube
     try:

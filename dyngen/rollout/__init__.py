@@ -20,7 +20,13 @@ from dyngen.rollout.frame_sampler import ConditionalFrameSampler, FrameSampler, 
 from dyngen.rollout.layout import Layout, Slab
 from dyngen.rollout.randomness import FrameNoise
 from dyngen.rollout.sampling import Sampling, frame_sampler, weights_digest
-from dyngen.rollout.store import OtherSettings, RolloutError, open_rollout, prepare_store
+from dyngen.rollout.store import (
+    OtherSettings,
+    RolloutError,
+    open_rollout,
+    prepare_store,
+    provenance_of,
+)
 
 __all__ = [
     "Block",
@@ -40,6 +46,7 @@ __all__ = [
     "layout_for",
     "open_rollout",
     "prepare_store",
+    "provenance_of",
     "rollout",
     "rollout_blocks",
     "weights_digest",

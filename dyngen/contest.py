@@ -1,0 +1,256 @@
+"""Systems trained on the same data, rolled out from the same states, side by side.
+
+Everything that a contest needs is in one YAML of an experiment. Each seed trains all models anew;
+the spread between trainings is part of the result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from dyngen.report.provenance import machine
+from dyngen.stages import Stage, read_stages, run_stages, seconds_table
+
+OF_COST = {
+    "parameters": ("parameters",),
+    "training_flops": ("training", "flops"),
+    "training_seconds": ("training", "seconds"),
+    "image_model_training_flops": ("image_model_training", "flops"),
+    "evaluations_per_frame": ("evaluations_per_frame",),
+    "flops_per_frame": ("flops_per_frame",),
+    "seconds_per_frame": ("seconds_per_frame",),
+}
+
+
+@dataclass(frozen=True)
+class System:
+    """One of those who compete.
+
+    Args:
+        model: Folder of its checkpoints within a run.
+        sampling: How its frames are sampled.
+        free_run: Whether it runs on freely too.
+    """
+
+    model: str
+    sampling: Mapping[str, Any]
+    free_run: bool = True
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What `contest.yaml` says.
+
+    Args:
+        seeds: Trainings of each model.
+        models: Configurations to train, in this order.
+        systems: Those who compete; the first is what others are held against.
+        forecasts: Arguments of `dyngen rollout` for the forecasts.
+        free_run: Likewise for one long run.
+    """
+
+    seeds: int
+    models: Sequence[str]
+    systems: Mapping[str, System]
+    forecasts: Mapping[str, int]
+    free_run: Mapping[str, int]
+
+
+def contest(
+    experiment: Path = Path("experiments/turbulence"),
+    out: Path | None = None,
+    results: Path | None = None,
+    seeds: int | None = None,
+) -> None:
+    """Train every system, roll out, compare, and write down who is ahead.
+
+    Args:
+        experiment: Folder with `cube.yaml`, `contest.yaml` and the configurations it names.
+        out: Folder of everything that is trained; `runs/NAME/contest` by default.
+        results: Folder for `summary.json` and the report; `docs/results/NAME` by default.
+        seeds: Trainings of each model, in place of what `contest.yaml` says.
+
+    Raises:
+        ValueError: If the experiment's files are not there or are not understood.
+    """
+    name = experiment.name
+    out = out or Path("runs") / name / "contest"
+    results = results or Path("docs/results") / name
+    rules = read_contest(experiment / "contest.yaml", seeds)
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    console.print(f"[bold]{name}[/]: {rules.seeds} trainings of {', '.join(rules.models)}")
+    run_stages(out, _stages(experiment, out, rules), console)
+    summary = _summary(out, rules)
+    summary["command"] = f"dyngen contest --experiment {experiment.as_posix()}"
+    summary["seconds"] = {k: v["seconds"] for k, v in read_stages(out).items()}
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    console.print(_table(summary))
+    console.print(seconds_table({"total": sum(summary["seconds"].values())}))
+    console.print(f"figures  {results / 'summary.json'}\nreports  {out}/seed*/report.html")
+
+
+def read_contest(path: Path, seeds: int | None = None) -> Contest:
+    """What a `contest.yaml` says.
+
+    Raises:
+        ValueError: If it is missing, or a key is missing or unknown, naming it.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; give the folder of an experiment that has one.")
+    given: Any = OmegaConf.to_container(OmegaConf.load(path))
+    try:
+        systems = {name: System(**settings) for name, settings in given.pop("systems").items()}
+        return Contest(systems=systems, **(given | ({"seeds": seeds} if seeds else {})))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not understood ({error}); see the one of turbulence."
+        ) from error
+
+
+def _stages(experiment: Path, out: Path, rules: Contest) -> list[Stage]:
+    cube = out / "cube.zarr"
+    stages = [
+        Stage(
+            "cube",
+            "Make the data",
+            (
+                *("simulate", experiment.name, "--config", str(experiment / "cube.yaml")),
+                *("--out", str(cube), "--overwrite", "true"),
+            ),
+            cube.exists,
+        )
+    ]
+    for seed in range(rules.seeds):
+        folder = out / f"seed{seed}"
+        stage = partial(Stage, folder=folder)
+        data = ("--data.init_args.path", str(cube))
+        for model in rules.models:
+            config = ("--config", str(experiment / f"{model}.yaml"))
+            stages.append(
+                stage(
+                    f"seed{seed}/{model}",
+                    f"Train {model.replace('_', ' ')}, seed {seed}",
+                    ("fit", *config, *data, "--seed_everything", str(seed)),
+                )
+            )
+        made = []
+        for name, system in rules.systems.items():
+            checkpoint = folder / system.model / "checkpoints" / "last.ckpt"
+            common = ("rollout", "--model", str(checkpoint), "--data.path", str(cube))
+            how = [
+                word
+                for key, value in system.sampling.items()
+                for word in (f"--sampling.{key}", str(value))
+            ]
+            kinds = [("forecast", {**rules.forecasts})]
+            if system.free_run:
+                kinds.append(("free_run", {"initial_states": 1, **rules.free_run}))
+            for kind, sizes in kinds:
+                path = folder / f"{name}_{kind}.zarr"
+                made.append(f"{name}={path}")
+                options = [w for k, v in sizes.items() for w in (f"--{k}", str(v))]
+                stages.append(
+                    stage(
+                        f"seed{seed}/{name}_{kind}",
+                        f"Roll out {name.replace('_', ' ')}, {kind.replace('_', ' ')}, seed {seed}",
+                        (*common, "--out", str(path), *how, *options),
+                        path.exists,
+                    )
+                )
+        stages.append(
+            stage(
+                f"seed{seed}/compare",
+                f"Compare, seed {seed}",
+                ("compare", *made, "--reference", str(cube), "--out", str(folder)),
+                (folder / "report.html").exists,
+            )
+        )
+    return stages
+
+
+def _summary(out: Path, rules: Contest) -> dict[str, Any]:
+    """Figures of all seeds: means, with the spread between trainings beside them."""
+    runs = []
+    for seed in range(rules.seeds):
+        folder = out / f"seed{seed}"
+        scores = xr.open_dataset(folder / "scores.nc", engine="h5netcdf").load().isel(variable=0)
+        runs.append((json.loads((folder / "summary.json").read_text()), scores))
+    names = list(runs[0][0]["crps"])
+    systems = {name: _of_system(name, runs) for name in names}
+    truth = [summary["autocorrelation"].get("truth", {}) for summary, _ in runs]
+    return {
+        "systems": systems,
+        "truth": {"autocorrelation": _mean(truth)},
+        "machine": machine(),
+        "seed": list(range(rules.seeds)),
+    }
+
+
+def _of_system(name: str, runs: Sequence[tuple[dict[str, Any], xr.Dataset]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for score in ("crps", "spread_skill", "bias", "autocorrelation", "rmse", "crps_ratio"):
+        curves = [summary.get(score, {}).get(name) for summary, _ in runs]
+        if all(curves):
+            found[score] = _mean(curves)
+            if len(runs) > 1:
+                found[f"{score}_by_seed"] = curves
+    for score in ("crps_interval", "crps_ratio_interval"):
+        known = [scores[score].sel(system=name) for _, scores in runs if score in scores]
+        if known:
+            ends = {
+                "low": np.min([of.sel(bound="low").values for of in known], axis=0),
+                "high": np.max([of.sel(bound="high").values for of in known], axis=0),
+            }
+            found[score] = {
+                end: {str(i + 1): float(v) for i, v in enumerate(values)}
+                for end, values in ends.items()
+            }
+    for score in ("std_ratio", "log_spectral_distance_db", "rank_distance_from_flat"):
+        values = [summary.get(score, {}).get(name) for summary, _ in runs]
+        found[score] = _average(values)
+    free = [summary.get("free_run", {}).get(name) for summary, _ in runs]
+    if all(free):
+        keys = [k for k, v in free[0].items() if not isinstance(v, Mapping)]
+        found["free_run"] = {key: _average([run[key] for run in free]) for key in keys}
+    costs = [summary.get("costs", {}).get(name) for summary, _ in runs]
+    for key, path in OF_COST.items():
+        found[key] = _average([_dig(cost, path) for cost in costs])
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _dig(cost: Any, path: Sequence[str]) -> float | None:
+    for key in path:
+        cost = (cost or {}).get(key)
+    return cost
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _mean(curves: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    return {key: _average([curve.get(key) for curve in curves]) for key in curves[0]}
+
+
+def _table(summary: Mapping[str, Any]) -> Table:
+    leads = ("1", "2", "5", "10", "20")
+    table = Table("system", *(f"CRPS {lead}" for lead in leads), "spread/skill 1", box=None)
+    for name, found in summary["systems"].items():
+        cells = [found["crps"].get(lead) for lead in leads]
+        cells.append(found.get("spread_skill", {}).get("1"))
+        table.add_row(name, *("–" if cell is None else f"{cell:.3g}" for cell in cells))
+    return table
