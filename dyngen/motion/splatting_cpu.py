@@ -4,6 +4,8 @@ Pixels are sorted by the square between four places that they land in (a countin
 what reaches a place lies in two runs of that order. Each place is then written once, its channels
 one after another, and nothing is added up by two threads: the result is the same, bit by bit,
 whatever their number. A thread takes a strip of the rows of all images.
+
+Indices are unsigned where much depends on it: numba would look whether others are negative.
 """
 
 from __future__ import annotations
@@ -208,7 +210,8 @@ def _gather(  # type: ignore[no-untyped-def]
                 last_of, covered, summed = begin, zero, zero
                 for side in range(2):  # what lands above the place, and what lands below
                     square = (row - top + side) * (width + 1) + column
-                    for slot in range(start[square], start[square + 2]):
+                    end_of_run = np.uint64(start[np.uint64(square + 2)])
+                    for slot in range(np.uint64(start[np.uint64(square)]), end_of_run):
                         share = one - abs(x[slot] - real(column))
                         share *= one - abs(y[slot] - real(row))
                         if share > zero:
@@ -236,8 +239,7 @@ def _gather(  # type: ignore[no-untyped-def]
 def _add(out, end, source, weight, values):  # type: ignore[no-untyped-def]
     """``out[t] = sum over k < end[t + 1] of weight[k] values[source[k]]`` from ``end[t]`` on.
 
-    Four terms at a time. The indices are unsigned, since numba would look whether others are
-    negative.
+    Four terms at a time.
     """
     columns, channels = out.shape
     for column in range(columns):
