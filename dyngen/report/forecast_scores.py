@@ -119,6 +119,7 @@ def forecast_scores(
     resampled = resamplings(initials, bootstrap, seed) if initials > 1 and bootstrap else None
     as_is = torch.ones(1, initials, dtype=torch.float64)
     out: Scores = {}
+    crps: dict[str, tuple[Tensor, Tensor | None]] = {}
     for name in found:
         point = _values(found[name], found["truth"], as_is)
         spread = None if resampled is None else _values(found[name], found["truth"], resampled)
@@ -132,6 +133,9 @@ def forecast_scores(
                 interval = torch.where(values[0].isnan(), torch.nan, interval)
                 out[f"{score}_interval", name] = ("bound", *dims), interval
         out |= _of_totals(name, found[name], found["truth"], yardstick, seed)
+        if name != "truth":
+            crps[name] = point["crps"][1][0], None if spread is None else spread["crps"][1]
+    out |= _ratios(crps)
     further = found["truth"].further
     if "waves" in further and initials > 1:
         halves = torch.stack(
@@ -144,6 +148,24 @@ def forecast_scores(
         out["wave_halves_distance_db", ""] = (), log_wave_distance(halves[0], halves[1])
     came = further["event_frequency"].sum(0)
     out["event_frequency", ""] = ("exceedance", "lead"), came[..., 0] / came[..., 1]
+    return out
+
+
+def _ratios(crps: Mapping[str, tuple[Tensor, Tensor | None]]) -> Scores:
+    """CRPS over that of the first system; both resampled alike, so that what they share cancels.
+
+    Args:
+        crps: by system, (L,) as it is and (B, L) resampled.
+    """
+    out: Scores = {}
+    if not crps:
+        return out
+    first, first_resampled = next(iter(crps.values()))
+    for name, (value, resampled) in crps.items():
+        out["crps_ratio", name] = ("lead",), value / first
+        if resampled is not None and first_resampled is not None:
+            interval = (resampled / first_resampled).nanquantile(BOUNDS, dim=0)
+            out["crps_ratio_interval", name] = ("bound", "lead"), interval
     return out
 
 

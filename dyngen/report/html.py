@@ -42,7 +42,8 @@ CAPTIONS = {
     "rank_histogram": (
         "Rank of the truth",
         "Where the truth falls among the members, all leads together. Flat is calibrated, a valley "
-        "is too little spread, a slope is bias.",
+        "is too little spread, a slope is bias; p is the chance that a calibrated ensemble is as "
+        "far from flat, initial states being independent.",
     ),
     "bias": ("Bias", "Mean error of the ensemble mean by lead."),
     "autocorrelation": (
@@ -74,6 +75,65 @@ CAPTIONS = {
     ),
     "free_spectrum": ("Spectrum at the end of the free run", "Of its last fifth."),
     "free_values": ("Values in the free run", "Distribution of anomalies, tails included."),
+    "energy_score": (
+        "Error of whole fields",
+        "Fair energy score by lead: the CRPS of a field as one vector, with 95 % intervals. Lower "
+        "is better.",
+    ),
+    "variogram_score": (
+        "How neighbours hang together",
+        "Variogram score of order 1/2 over pairs of points 1 to 8 cells apart. It sees members "
+        "that are right point by point and wrong together. Lower is better; compare ensembles of "
+        "one size.",
+    ),
+    "spread_skill_by_scale": (
+        "Spread against skill, by scale",
+        "Their ratio by lead and band of wavenumbers (waves per longer side). White is calibrated, "
+        "blue too sure of itself, red too doubtful.",
+    ),
+    "reliability": (
+        "Reliability",
+        "How often an event came, by how probable the ensemble said it was, all leads together; "
+        "below, how often each probability was given. The diagonal is reliable, the dashed line "
+        "the frequency of the event.",
+    ),
+    "roc": (
+        "Telling events from others",
+        "Hit rate against false alarm rate when warning from ever fewer members on, all leads "
+        "together, and the area under the curve. The diagonal is no skill.",
+    ),
+    "brier_skill": (
+        "Skill for events",
+        "Brier skill score relative to the frequency of the event, by lead, with 95 % intervals. A "
+        "small ensemble without skill lies a little below zero.",
+    ),
+    "fractions_skill": (
+        "Events nearby",
+        "Fractions skill score by lead, for ever larger squares of cells. Above the dashed line a "
+        "forecast is better than the right number of events, evenly spread.",
+    ),
+    "waves": (
+        "Waves in the forecasts",
+        "Power by wavenumber (positive moves towards larger x) and frequency, and its ratio to the "
+        "truth's. Below the truth, one half of its initial states against the other: what differs "
+        "by chance.",
+    ),
+    "quantile_quantile": (
+        "Quantiles beside quantiles",
+        "Values of the free run, or else of the forecasts, against those of the truth; the names "
+        "above are quantiles. On the diagonal the laws are equal, tails included.",
+    ),
+    "return_levels": (
+        "Return levels",
+        "The value exceeded at a point once in so many blocks: an extreme value law fitted by "
+        "L-moments with 95 % intervals, and the block maxima themselves.",
+    ),
+    "free_waves": (
+        "Waves in the free run",
+        "Power by wavenumber (positive moves towards larger x) and frequency, and its ratio to "
+        "held-out truth. Below the truth, half of its runs against the other half: what differs by "
+        "chance.",
+    ),
     "distances": (
         "Distances of features",
         "Fréchet (FID of frames, FVD of windows) and kernel distances (KID, with its spread) from "
@@ -95,7 +155,7 @@ CAPTIONS = {
     ),
     "free_bias_map": ("Bias of the free run", "Its mean in time less that of held-out truth."),
 }
-WIDE = {"fields", "slices", "distances"}
+WIDE = {"fields", "slices", "distances", "fractions_skill", "free_waves", "waves"}
 
 
 def write_report(

@@ -174,6 +174,7 @@ def _steps(name: str, values: Sequence[int] | np.ndarray) -> tuple[str, np.ndarr
 
 LONG_NAMES = {
     "crps": "fair continuous ranked probability score",
+    "crps_ratio": "fair CRPS over that of the first system",
     "crps_biased": "continuous ranked probability score of the members as they are, not fair",
     "energy_score": "fair energy score of fields, by the root-mean-square norm",
     "variogram_score": "variogram score of order 0.5, mean over separations in space",

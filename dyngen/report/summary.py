@@ -22,6 +22,7 @@ SCALARS = {
 }
 BY_LEAD = (
     "crps",
+    "crps_ratio",
     "crps_biased",
     "energy_score",
     "variogram_score",
@@ -73,7 +74,8 @@ def summarise(scores: xr.Dataset) -> Summary:
         return_level                                           {system: {period: value}}
         free_run                                               {system: {figure: value}}
 
-    An exceedance ("0.9") has its ``threshold`` in the units of the variable, ``event_frequency``
+    ``crps_ratio`` is over the CRPS of the first system. An exceedance ("0.9") has its
+    ``threshold`` in the units of the variable, ``event_frequency``
     {lead: value}, ``brier``, ``roc_area``, ``threshold_weighted_crps`` and others as
     {system: {lead: value}}, and ``fractions_skill`` as {system: {cells: {lead: value}}}.
     ``return_level`` has the ``reference`` too; its periods are in blocks of
