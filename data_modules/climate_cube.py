@@ -597,8 +597,9 @@ def check_compatible(saved: dict[str, Any], current: dict[str, Any]) -> None:
                 f"The checkpoint was trained on a grid with {key} {tuple(saved[key])}, but this "
                 f"cube has {tuple(current[key])}; use a cube on the same grid, or train again."
             )
-    steps = [(d["time"]["step"], d["time"]["unit"]) for d in (saved, current)]
-    if steps[0][1] == steps[1][1] and abs(steps[0][0] - steps[1][0]) > 0.05 * steps[0][0]:
+    steps = [(d["time"]["step"], d["time"]["unit"]) for d in (saved, current) if "time" in d]
+    same_unit = len(steps) == 2 and steps[0][1] == steps[1][1]
+    if same_unit and abs(steps[0][0] - steps[1][0]) > 0.05 * steps[0][0]:
         raise DataError(
             f"The checkpoint was trained on frames {steps[0][0]:g} {steps[0][1]} apart, but those "
             f"of this cube are {steps[1][0]:g} {steps[1][1]} apart; set frame_stride, or train "

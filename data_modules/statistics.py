@@ -125,6 +125,6 @@ def _moments(cube: Cube, span: Span, transforms: Sequence[Transform | None]) -> 
             if transforms and (transform := transforms[channel]) is not None:
                 present = transform.forward(torch.from_numpy(present)).numpy()
             mean = present.mean()
-            squares = np.square(present - mean).sum()
-            out[:, channel] = present.size, mean, squares, *extremes
+            present -= mean  # in place: what is in memory is one copy of one channel
+            out[:, channel] = present.size, mean, np.square(present, out=present).sum(), *extremes
     return out

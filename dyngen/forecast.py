@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import torch
 
+from data_modules.along import Along
 from data_modules.climate_cube import ClimateCubeDataModule, check_compatible
-from data_modules.normalisation import Normalisation
 from dyngen.callbacks.cost import rollout_cost, write_cost
 from dyngen.callbacks.world import initial_field
 from dyngen.models.checkpoints import load_model, read_checkpoint, training_cost
@@ -66,15 +66,17 @@ def forecast(
     if trained.cube is not None:
         check_compatible(trained.cube, description)
         description = trained.cube  # normalised as in training, whatever this cube's statistics
-    frames, _ = data.initial_states(split, initial_states, history, leads=0)
+    frames, times = data.initial_states(split, initial_states, history, leads=0)
     places = data.initial_places(split, initial_states, history, leads=0)
-    physical = data.normalisation.denormalise(frames)
-    trained_on = Normalisation(**description["normalisation"])
+    physical = data.normalisation.denormalise(frames, times)
+    along = Along(description, times[:, -1], data.cube.calendar)
+    histories = along.normalisation.normalise(physical, times)
+    context = along.context(getattr(sampler, "frames", 1))
     place = _device(device)
     written = write_rollout(
         out,
         sampler,
-        trained_on.normalise(physical),
+        histories,
         initial_field(data, places, description),
         members=members,
         steps=steps,
@@ -87,14 +89,15 @@ def forecast(
         },
         provenance={"checkpoint": str(model), "data": data.path, "dyngen": version("dyngen")},
         batch_size=batch_size,
-        denormalise=trained_on.denormalise,
+        denormalise=along,
+        conditioning=context,
         device=place,
         progress=progress,
     )
     if written.frames:
         training = training_cost(read_checkpoint(model))
-        histories = trained_on.normalise(physical)
-        write_cost(out, rollout_cost(trained, sampler, histories, written, training, place))
+        cost = rollout_cost(trained, sampler, histories, written, training, place, context)
+        write_cost(out, cost)
         rate = written.frames_per_second
         log.info("%s: %d frames at %.1f frames/s on %s", out, written.frames, rate, place)
     else:

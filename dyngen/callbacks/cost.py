@@ -15,6 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from dyngen.report.provenance import machine
 from dyngen.rollout import FrameSampler, Written
+from dyngen.rollout.ensemble import Conditioning
 from dyngen.rollout.randomness import FrameNoise
 
 COST = ".cost.json"  # beside the arrays of a rollout: not of its numbers, so not in them
@@ -104,6 +105,7 @@ def rollout_cost(
     written: Written,
     training: dict[str, Any],
     device: torch.device,
+    conditioning: Conditioning | None = None,
 ) -> dict[str, Any]:
     """What a rollout cost, beside what its model cost.
 
@@ -114,10 +116,13 @@ def rollout_cost(
         written: What `write_rollout` did.
         training: Of the model's checkpoint, from `training_cost`.
         device: Where frames were sampled.
+        conditioning: What else the sampler was given.
     """
     history = history[:1].to(device)
+    given = conditioning([0], 0) if conditioning else {}
+    given = {name: values.to(device) for name, values in given.items()}
     with Operations() as counter:
-        frames, figures = sampler(history, FrameNoise(0, [(0, 0)], step=0))
+        frames, figures = sampler(history, FrameNoise(0, [(0, 0)], step=0), **given)
     per_frame = 1 / frames.shape[1]
     evaluations = figures.get("denoiser_evaluations")
     return {

@@ -208,6 +208,9 @@ class RolloutEvaluation(Callback):
         steps: int,
     ) -> None:
         histories = start.histories(initials, sampler.history_length)
+        field = start.field(initials)
+        along = start.data.along(field.initial_times)
+        context = along.context(getattr(sampler, "frames", 1))
         for attempt in range(2):
             try:
                 log.info("%s: %d x %d members, %d frames", path.name, initials, members, steps)
@@ -215,19 +218,20 @@ class RolloutEvaluation(Callback):
                     path,
                     sampler,
                     histories,
-                    start.field(initials),
+                    field,
                     members=members,
                     steps=steps,
                     seed=self.seed,
                     settings={"model": type(model).__name__, "weights": weights_digest(model)},
                     batch_size=self.batch_size,
-                    denormalise=start.data.normalisation.denormalise,
+                    denormalise=along,
+                    conditioning=context,
                     device=model.device,
                     progress=True,
                 )
                 if written.frames:
                     cost = rollout_cost(
-                        model, sampler, histories, written, self._training, model.device
+                        model, sampler, histories, written, self._training, model.device, context
                     )
                     write_cost(path, cost)
                 return

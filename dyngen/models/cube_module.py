@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from typing import Any
@@ -13,7 +14,10 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 
 from data_modules.climate_cube import check_compatible
+from data_modules.conditioning import context_maps
 from dyngen.diffusion.denoiser import align
+
+log = logging.getLogger(__name__)
 
 CUBE_KEY = "cube"
 VALIDATION_SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
@@ -30,12 +34,18 @@ class CubeModule(LightningModule):
         warmup_steps: Steps over which the learning rate rises linearly; it then falls as a cosine
             to a hundredth of the peak at the last step.
         weight_decay: Weight decay of AdamW.
+        area_weighted: Whether errors count by the area of their cells.
     """
 
     def __init__(
-        self, learning_rate: float = 1e-3, warmup_steps: int = 50, weight_decay: float = 0.0
+        self,
+        learning_rate: float = 1e-3,
+        warmup_steps: int = 50,
+        weight_decay: float = 0.0,
+        area_weighted: bool = False,
     ) -> None:
         super().__init__()
+        self.area_weighted = area_weighted
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
@@ -58,9 +68,33 @@ class CubeModule(LightningModule):
         else:
             self.cube = description
 
+    @property
+    def context_channels(self) -> int:
+        """Channels of static fields and forcing that the network takes."""
+        return 0
+
+    def mean_square(self, error: Tensor) -> Tensor:
+        """Mean square (B,) of errors (B, ..., H, W), by area of the cells where that is asked for.
+
+        The best denoiser is the same with any weights; on a sphere, where rows near the poles are
+        small, a network of limited size serves the larger cells better.
+        """
+        square = error.square()
+        if self.area_weighted and self.cube is not None:
+            square = square * self.cube["area_weights"].to(square)[:, None]
+        return square.flatten(1).mean(dim=1)
+
     def on_fit_start(self) -> None:
         """Meet the cube."""
         self.meet_cube()
+        given = (self.cube or {}).get("conditioning")
+        if given and not self.context_channels:
+            log.warning(
+                "the data give static fields or forcing (%d channels), but the network of %s has "
+                "no context_channels and will not see them",
+                given["channels"],
+                type(self).__name__,
+            )
 
     def on_validation_start(self) -> None:
         """Meet the cube."""
@@ -147,6 +181,36 @@ def with_errors(history: Tensor, largest: float) -> Tensor:
         return history
     level = largest * torch.rand(len(history), device=history.device)
     return history + align(level, history) * torch.randn_like(history)
+
+
+def frame_context(network: Any, batch: dict[str, Tensor]) -> Tensor | None:
+    """Static fields and forcing of each frame (B, T, C_context, H, W), or None.
+
+    Args:
+        network: Anything with `context_channels`; None or without these has no context.
+        batch: With `frames`, and perhaps `static` and `forcing`.
+
+    Raises:
+        ValueError: If the network takes another number of channels.
+    """
+    wanted = getattr(network, "context_channels", 0)
+    if not wanted:
+        return None
+    frames = batch["frames"]
+    maps = context_maps(batch.get("static"), batch.get("forcing"), frames.shape[-2:])
+    given = 0 if maps is None else maps.shape[-3]
+    if maps is None or given != wanted:
+        raise ValueError(
+            f"{type(network).__name__} takes {wanted} channels of context, but static and forcing "
+            f"of the data come to {given}; set its context_channels to {given}, or name others in "
+            "data.init_args.static and forcing."
+        )
+    return maps.expand(*frames.shape[:2], *maps.shape[-3:])
+
+
+def as_context(context: Tensor | None) -> dict[str, Tensor]:
+    """A context as arguments of a network, which is given none where there is none."""
+    return {} if context is None else {"context": context}
 
 
 def fixed_noise(like: Tensor, seed: int) -> Tensor:

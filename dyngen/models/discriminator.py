@@ -17,7 +17,9 @@ from dyngen.models.cube_module import (
     CUBE_KEY,
     VALIDATION_SIGMAS,
     CubeModule,
+    as_context,
     fixed_noise,
+    frame_context,
     unless_given,
     with_errors,
 )
@@ -43,7 +45,8 @@ class TimeConsistencyDiscriminator(CubeModule):
 
     Args:
         discriminator: A network `(x, sigma, history) -> logit (B,)` with `history_length`, such as
-            `UNetEnergy` or `EncoderDiscriminator`.
+            `UNetEnergy` or `EncoderDiscriminator`. One with `context_channels` is given the static
+            fields and the forcing of the frame too, and so is an image model that has any.
         image_model: The frozen image model: a checkpoint of `ImageDDPM`, the folder of a
             `diffusers` unconditional U-Net, or a state_dict with the JSON file of its network's
             arguments beside it. It is copied into this model's own checkpoints.
@@ -57,6 +60,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         learning_rate: Peak learning rate.
         warmup_steps: Steps of linear warm-up.
         weight_decay: Weight decay of AdamW.
+        area_weighted: Whether denoising errors count by the area of their cells.
     """
 
     def __init__(
@@ -71,8 +75,9 @@ class TimeConsistencyDiscriminator(CubeModule):
         learning_rate: float = 1e-3,
         warmup_steps: int = 50,
         weight_decay: float = 0.0,
+        area_weighted: bool = False,
     ) -> None:
-        super().__init__(learning_rate, warmup_steps, weight_decay)
+        super().__init__(learning_rate, warmup_steps, weight_decay, area_weighted)
         if history_noise < 0:
             raise ValueError(f"history_noise is {history_noise}; it must not be negative.")
         if cross_entropy_weight < 0 or score_matching_weight < 0:
@@ -100,6 +105,11 @@ class TimeConsistencyDiscriminator(CubeModule):
     def history_length(self) -> int:
         """Number of past frames that the discriminator sees."""
         return int(self.discriminator.history_length)  # type: ignore[arg-type]
+
+    @property
+    def context_channels(self) -> int:
+        """Channels of static fields and forcing that the discriminator takes."""
+        return int(getattr(self.discriminator, "context_channels", 0))
 
     def _adopt(self, denoiser: Denoiser, source: dict[str, Any]) -> None:
         self.denoiser = denoiser.eval().requires_grad_(False)
@@ -151,51 +161,74 @@ class TimeConsistencyDiscriminator(CubeModule):
         if self.denoiser is None:
             self._adopt(*rebuild_image_model(checkpoint["image_model"]))
 
-    def logit(self, x: Tensor, sigma: Tensor, history: Tensor) -> Tensor:
-        """Logits (B,) of frames (B, C, H, W) at sigma (B,) after histories (B, k, C, H, W)."""
-        logits: Tensor = self.discriminator(x, sigma, history)
+    def logit(
+        self, x: Tensor, sigma: Tensor, history: Tensor, context: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B,) of frames (B, C, H, W) at sigma (B,) after histories (B, k, C, H, W).
+
+        Args:
+            context: Static fields and forcing of the frames (B, C_context, H, W), which only a
+                discriminator with `context_channels` sees.
+        """
+        known = as_context(context if self.context_channels else None)
+        logits: Tensor = self.discriminator(x, sigma, history, **known)
         return logits
 
     def guided(
-        self, noisy: Tensor, sigma: Tensor, history: Tensor, denoised: Tensor
+        self,
+        noisy: Tensor,
+        sigma: Tensor,
+        history: Tensor,
+        denoised: Tensor,
+        context: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits (B,) and the guided estimate `D + sigma^2 grad l`, differentiable in training."""
         with torch.enable_grad():
             noisy = noisy.detach().requires_grad_()
-            logits = self.logit(noisy, sigma, history)
+            logits = self.logit(noisy, sigma, history, context)
             (gradient,) = torch.autograd.grad(logits.sum(), noisy, create_graph=self.training)
         return logits, denoised + align(sigma**2, noisy) * gradient
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Balanced cross-entropy plus score matching, on one noise level for each window."""
         history, clean = self._split(batch)
+        context = frame_context(self.discriminator, batch)
+        context = None if context is None else context[:, -1]
         sigma = self.noise.sample(len(clean), clean.device)
         noisy = clean + align(sigma, clean) * torch.randn_like(clean)
         history = with_errors(history, self.history_noise)
         loss = torch.zeros((), device=self.device)
         if self.score_matching_weight:
             with torch.no_grad():
-                denoised = self._denoise(noisy, sigma)
-            positive, guided = self.guided(noisy, sigma, history, denoised)
+                denoised = self._denoise(noisy, sigma, batch)
+            positive, guided = self.guided(noisy, sigma, history, denoised, context)
             weight = self._weight(sigma)
-            error = (weight * (guided - clean).square().mean(dim=(1, 2, 3))).mean()
-            alone = (weight * (denoised - clean).square().mean(dim=(1, 2, 3))).mean()
+            error = (weight * self.mean_square(guided - clean)).mean()
+            alone = (weight * self.mean_square(denoised - clean)).mean()
             loss = loss + self.score_matching_weight * error
             self.log("train/denoising_error", error, prog_bar=True)
             self.log("train/denoising_error_image_model", alone)
         else:
-            positive = self.logit(noisy, sigma, history)
+            positive = self.logit(noisy, sigma, history, context)
         if self.cross_entropy_weight:
-            cross_entropy = self._cross_entropy(positive, noisy, sigma, history)
+            cross_entropy = self._cross_entropy(positive, noisy, sigma, history, context)
             loss = loss + self.cross_entropy_weight * cross_entropy
             self.log("train/cross_entropy", cross_entropy, prog_bar=True)
         self.log("train/loss", loss)
         return loss
 
     def _cross_entropy(
-        self, positive: Tensor, noisy: Tensor, sigma: Tensor, history: Tensor
+        self,
+        positive: Tensor,
+        noisy: Tensor,
+        sigma: Tensor,
+        history: Tensor,
+        context: Tensor | None = None,
     ) -> Tensor:
         """Balanced binary cross-entropy of logits (B,) and of those with another's history.
+
+        The context stays with its frame: the logit is then `log p(h | x_sigma, context) - log p(h)`
+        and its gradient in x_sigma what guidance needs.
 
         Beside score matching it trains no more than the offset of a logit that has one: the rest
         of the logit has the right gradient already, and cross-entropy would only disturb it.
@@ -203,11 +236,12 @@ class TimeConsistencyDiscriminator(CubeModule):
         others = other_histories(history)
         offset = getattr(self.discriminator, "offset", None)
         if offset is None or not self.score_matching_weight:
-            negative = self.logit(noisy, sigma, others)
+            negative = self.logit(noisy, sigma, others, context)
         else:
             with torch.no_grad():
                 known = positive - offset(sigma, history)
-                known_negative = self.logit(noisy, sigma, others) - offset(sigma, others)
+                apart = self.logit(noisy, sigma, others, context)
+                known_negative = apart - offset(sigma, others)
             positive = known + offset(sigma, history)
             negative = known_negative + offset(sigma, others)
         return (F.softplus(-positive) + F.softplus(negative)).mean() / 2
@@ -220,23 +254,30 @@ class TimeConsistencyDiscriminator(CubeModule):
 
     def _validate(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         history, clean = self._split(batch)
+        context = frame_context(self.discriminator, batch)
+        context = None if context is None else context[:, -1]
         noise = fixed_noise(clean, seed=batch_idx)
         total = torch.zeros((), device=self.device)
         for level in VALIDATION_SIGMAS:
             sigma = clean.new_full((len(clean),), level)
             noisy = clean + level * noise
-            denoised = self._denoise(noisy, sigma)
-            positive, guided = self.guided(noisy, sigma, history, denoised)
-            negative = self.logit(noisy, sigma, other_histories(history))
+            denoised = self._denoise(noisy, sigma, batch)
+            positive, guided = self.guided(noisy, sigma, history, denoised, context)
+            negative = self.logit(noisy, sigma, other_histories(history), context)
             accuracy = ((positive > 0).float().mean() + (negative <= 0).float().mean()) / 2
-            error = (guided - clean).square().mean()
+            error = self.mean_square(guided - clean).mean()
             name = f"sigma_{level:g}"
             self.log(f"accuracy/{name}", accuracy)
             self.log(f"denoising_error/{name}", error)
-            self.log(f"denoising_error_image_model/{name}", (denoised - clean).square().mean())
+            alone = self.mean_square(denoised - clean).mean()
+            self.log(f"denoising_error_image_model/{name}", alone)
             for reference in self._reference:
-                conditional = reference.to(self.device).denoise(noisy, sigma, history)
-                self.log(f"denoising_error_reference/{name}", (conditional - clean).square().mean())
+                network = getattr(getattr(reference, "denoiser", None), "network", None)
+                beside = frame_context(network, batch)
+                known = as_context(None if beside is None else beside[:, -1:])
+                conditional = reference.to(self.device).denoise(noisy, sigma, history, **known)
+                of_reference = self.mean_square(conditional - clean).mean()
+                self.log(f"denoising_error_reference/{name}", of_reference)
             total = total + error * self._weight(sigma).mean()
         self.log("validate/loss", total / len(VALIDATION_SIGMAS), prog_bar=True)
 
@@ -254,9 +295,13 @@ class TimeConsistencyDiscriminator(CubeModule):
             )
         return frames[:, :-1], frames[:, -1]
 
-    def _denoise(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+    def _denoise(self, noisy: Tensor, sigma: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """The image model's estimate, given what it takes of static fields and forcing."""
         assert self.denoiser is not None
-        return self.denoiser(noisy, sigma)
+        context = frame_context(self.denoiser.network, batch)
+        return self.denoiser(
+            noisy, sigma, **as_context(None if context is None else context[:, -1])
+        )
 
     def _weight(self, sigma: Tensor) -> Tensor:
         # 1 / c_out^2 of Karras et al. 2022 for data of unit variance, whatever the image model is.
@@ -320,6 +365,13 @@ def check_normalisation(image: dict[str, Any], cube: dict[str, Any]) -> None:
             deviation by more than 5%.
     """
     theirs, ours = image["normalisation"], cube["normalisation"]
+    apart = [key for key in ("cycle", "pixel_std") if (key in theirs) != (key in ours)]
+    if apart or theirs.get("transforms") != ours.get("transforms"):
+        raise ValueError(
+            "The image model was trained on frames that were normalised in another way; give the "
+            "data the transforms, seasonal and standardise that it was trained with, or train it "
+            "again."
+        )
     for channel, name in enumerate(cube["variables"]):
         mean, std = theirs["mean"][channel], theirs["std"][channel]
         other_mean, other_std = ours["mean"][channel], ours["std"][channel]

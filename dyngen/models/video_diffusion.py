@@ -10,7 +10,9 @@ from dyngen.diffusion.noise import LogNormalNoise, LogUniformNoise
 from dyngen.models.cube_module import (
     VALIDATION_SIGMAS,
     CubeModule,
+    as_context,
     fixed_noise,
+    frame_context,
     unless_given,
     with_errors,
 )
@@ -34,6 +36,7 @@ class VideoDiffusion(CubeModule):
         learning_rate: Peak learning rate.
         warmup_steps: Steps of linear warm-up.
         weight_decay: Weight decay of AdamW.
+        area_weighted: Whether errors count by the area of their cells.
     """
 
     def __init__(
@@ -46,8 +49,9 @@ class VideoDiffusion(CubeModule):
         learning_rate: float = 1e-3,
         warmup_steps: int = 50,
         weight_decay: float = 0.0,
+        area_weighted: bool = False,
     ) -> None:
-        super().__init__(learning_rate, warmup_steps, weight_decay)
+        super().__init__(learning_rate, warmup_steps, weight_decay, area_weighted)
         if history_noise < 0:
             raise ValueError(f"history_noise is {history_noise}; it must not be negative.")
         self.save_hyperparameters(ignore=unless_given("network", "noise"))
@@ -65,23 +69,34 @@ class VideoDiffusion(CubeModule):
         """Number of frames n that are denoised together."""
         return int(self.denoiser.network.block_length)  # type: ignore[arg-type]
 
-    def denoise(self, noisy: Tensor, sigma: Tensor, history: Tensor) -> Tensor:
+    @property
+    def context_channels(self) -> int:
+        """Channels of static fields and forcing that the network takes."""
+        return int(getattr(self.denoiser.network, "context_channels", 0))
+
+    def denoise(
+        self, noisy: Tensor, sigma: Tensor, history: Tensor, context: Tensor | None = None
+    ) -> Tensor:
         """The estimate of clean frames, like `noisy`.
 
         Args:
             noisy: Blocks (B, n, C, H, W) at sigma, or frames (B, C, H, W) where n is 1.
             sigma: 0-d or (B,), one noise level for all frames of a block.
             history: Clean past frames (B, k, C, H, W), oldest first.
+            context: Static fields and forcing (B, n, C_context, H, W), where the network takes any.
 
         Raises:
             ValueError: If there are not n frames or not k past ones.
         """
-        denoised: Tensor = self.denoiser(noisy, sigma, history=history)
+        known = as_context(context)
+        denoised: Tensor = self.denoiser(noisy, sigma, history=history, **known)
         return denoised
 
-    def forward(self, x: Tensor, sigma: Tensor, history: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, sigma: Tensor, history: Tensor, context: Tensor | None = None
+    ) -> Tensor:
         """The same as `denoise`."""
-        return self.denoise(x, sigma, history)
+        return self.denoise(x, sigma, history, context)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Weighted denoising error of the batch's blocks, each at its own noise level."""
@@ -89,7 +104,7 @@ class VideoDiffusion(CubeModule):
         sigma = self.noise.sample(len(clean), clean.device)
         noisy = clean + align(sigma, clean) * torch.randn_like(clean)
         history = with_errors(history, self.history_noise)
-        error = (self.denoise(noisy, sigma, history) - clean).square().mean(dim=(1, 2, 3, 4))
+        error = self.mean_square(self.denoise(noisy, sigma, history, self._context(batch)) - clean)
         loss = (self.denoiser.loss_weight(sigma) * error).mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -101,8 +116,8 @@ class VideoDiffusion(CubeModule):
         total = torch.zeros((), device=clean.device)
         for level in VALIDATION_SIGMAS:
             sigma = clean.new_full((len(clean),), level)
-            denoised = self.denoise(clean + level * noise, sigma, history)
-            error = (denoised - clean).square().mean()
+            denoised = self.denoise(clean + level * noise, sigma, history, self._context(batch))
+            error = self.mean_square(denoised - clean).mean()
             total = total + error * self.denoiser.loss_weight(sigma).mean()
             self.log(f"denoising_error/sigma_{level:g}", error)
         self.log("validate/loss", total / len(VALIDATION_SIGMAS), prog_bar=True)
@@ -110,6 +125,11 @@ class VideoDiffusion(CubeModule):
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The same figures as in validation, on the test split."""
         self.validation_step(batch, batch_idx)
+
+    def _context(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """Static fields and forcing of each frame of the blocks (B, n, C_context, H, W)."""
+        context = frame_context(self.denoiser.network, batch)
+        return None if context is None else context[:, self.history_length :]
 
     def _split(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Past frames (B, k, C, H, W) and the block (B, n, C, H, W) of each window."""

@@ -38,6 +38,7 @@ class UNetEnergy(nn.Module):
         sigma_data: Standard deviation of the frames.
         patch: Side of the patches folded into channels (see UNet2d).
         embedding: Width of the noise embedding.
+        context_channels: Channels of static fields and forcing given beside the frame.
     """
 
     def __init__(
@@ -52,13 +53,14 @@ class UNetEnergy(nn.Module):
         sigma_data: float = 1.0,
         patch: int = 1,
         embedding: int = 128,
+        context_channels: int = 0,
     ) -> None:
         super().__init__()
-        self.history_length = history_length
+        self.history_length, self.context_channels = history_length, context_channels
         self.sigma_data = sigma_data
         self.unet = UNet2d(
             channels,
-            history_length * channels,
+            history_length * channels + context_channels,
             widths,
             blocks,
             attention,
@@ -80,11 +82,18 @@ class UNetEnergy(nn.Module):
             zero_(nn.Linear(4 * OFFSET_WIDTH, 1)),
         )
 
-    def forward(self, x: Tensor, sigma: Tensor, history: Tensor) -> Tensor:
-        """Logits (B,) of noisy frames x (B, C, H, W) at sigma (B,), history (B, k, C, H, W)."""
+    def forward(
+        self, x: Tensor, sigma: Tensor, history: Tensor, context: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B,) of noisy frames x (B, C, H, W) at sigma (B,), history (B, k, C, H, W).
+
+        Args:
+            context: Static fields and forcing of the frame (B, context_channels, H, W).
+        """
         sigma = sigma.to(x.dtype).expand(len(x))
         scaled = x * (sigma**2 + self.sigma_data**2).rsqrt()[:, None, None, None]
-        f = self.unet(scaled, sigma.log() / 4, history.flatten(1, 2)).to(x.dtype)
+        beside = [history.flatten(1, 2), *([] if context is None else [context])]
+        f = self.unet(scaled, sigma.log() / 4, torch.cat(beside, dim=1)).to(x.dtype)
         energy = (scaled * f).flatten(1).sum(dim=1) / sigma
         return energy + self.offset(sigma, history)
 
@@ -107,6 +116,8 @@ class EncoderDiscriminator(nn.Module):
         boundary: Boundary of the y and x axes.
         dropout: Dropout probability inside residual blocks.
         sigma_data: Standard deviation of the frames.
+        embedding: Width of the noise embedding.
+        context_channels: Channels of static fields and forcing given beside the frame.
     """
 
     def __init__(
@@ -119,13 +130,15 @@ class EncoderDiscriminator(nn.Module):
         dropout: float = 0.0,
         sigma_data: float = 1.0,
         embedding: int = 128,
+        context_channels: int = 0,
     ) -> None:
         super().__init__()
         edges = check_boundary(boundary)
-        self.history_length = history_length
+        self.history_length, self.context_channels = history_length, context_channels
         self.sigma_data = sigma_data
         self.embedding = NoiseEmbedding(embedding)
-        self.stem = Conv2d(channels * (history_length + 1), widths[0], 3, edges)
+        inputs = channels * (history_length + 1) + context_channels
+        self.stem = Conv2d(inputs, widths[0], 3, edges)
         self.blocks, self.shrink = nn.ModuleList(), nn.ModuleList()
         now = widths[0]
         for level, width in enumerate(widths):
@@ -137,12 +150,19 @@ class EncoderDiscriminator(nn.Module):
         self.blocks_per_level = blocks
         self.out = cast(nn.Linear, zero_(nn.Linear(now, 1)))
 
-    def forward(self, x: Tensor, sigma: Tensor, history: Tensor) -> Tensor:
-        """Logits (B,) of noisy frames x (B, C, H, W) at sigma (B,), history (B, k, C, H, W)."""
+    def forward(
+        self, x: Tensor, sigma: Tensor, history: Tensor, context: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B,) of noisy frames x (B, C, H, W) at sigma (B,), history (B, k, C, H, W).
+
+        Args:
+            context: Static fields and forcing of the frame (B, context_channels, H, W).
+        """
         sigma = sigma.to(x.dtype).expand(len(x))
         scaled = x * (sigma**2 + self.sigma_data**2).rsqrt()[:, None, None, None]
         embedding = self.embedding(sigma.log() / 4)
-        h = self.stem(torch.cat([scaled, history.flatten(1, 2)], dim=1))
+        beside = [history.flatten(1, 2), *([] if context is None else [context])]
+        h = self.stem(torch.cat([scaled, *beside], dim=1))
         for index, block in enumerate(self.blocks):
             h = block(h, embedding)
             if (index + 1) % self.blocks_per_level == 0:

@@ -10,15 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Boundary = Literal["periodic", "reflect", "zero"]
+Boundary = Literal["periodic", "reflect", "zero", "pole"]
 PAD_MODES = {"periodic": "circular", "reflect": "reflect", "zero": "constant"}
+BOUNDARIES = (*PAD_MODES, "pole")
 
 
 def check_boundary(boundary: Sequence[str]) -> tuple[Boundary, Boundary]:
     """Return `boundary` as a (y, x) pair, or raise ValueError with the names allowed."""
-    if len(boundary) != 2 or any(mode not in PAD_MODES for mode in boundary):
+    if len(boundary) != 2 or any(mode not in BOUNDARIES for mode in boundary):
         raise ValueError(
-            f"boundary is {list(boundary)}; give two of {sorted(PAD_MODES)}, for y and for x."
+            f"boundary is {list(boundary)}; give two of {list(BOUNDARIES)}, for y and for x."
+        )
+    if boundary[1] == "pole" or (boundary[0] == "pole" and boundary[1] != "periodic"):
+        raise ValueError(
+            f"boundary is {list(boundary)}; pole is for y alone, with periodic for x: beyond a "
+            "pole lies the meridian opposite."
         )
     return cast(tuple[Boundary, Boundary], tuple(boundary))
 
@@ -31,8 +37,28 @@ def pad(x: Tensor, width: int, boundary: tuple[Boundary, Boundary]) -> Tensor:
     mode_y, mode_x = boundary
     if mode_y == mode_x:  # one call is half the copies
         return F.pad(x, (width,) * 4, mode=PAD_MODES[mode_x])
+    if mode_y == "pole":
+        return F.pad(_over_the_poles(x, width), (width, width, 0, 0), mode=PAD_MODES[mode_x])
     x = F.pad(x, (width, width, 0, 0), mode=PAD_MODES[mode_x])
     return F.pad(x, (0, 0, width, width), mode=PAD_MODES[mode_y])
+
+
+def _over_the_poles(x: Tensor, width: int) -> Tensor:
+    """`x` (B, C, H, W) with rows beyond both poles: the nearest ones, half way around the globe.
+
+    Rows are cells on either side of a pole, so that the first row beyond it is the last one before.
+
+    Raises:
+        ValueError: If there is no meridian opposite, the number of columns being odd.
+    """
+    if x.shape[-1] % 2:
+        raise ValueError(
+            f"{x.shape[-1]} columns have no meridian opposite, which lies beyond a pole; give the "
+            "network fewer widths, a grid with more factors of 2, or reflect for y."
+        )
+    opposite = x.roll(x.shape[-1] // 2, dims=-1)
+    north, south = opposite[..., :width, :].flip(-2), opposite[..., -width:, :].flip(-2)
+    return torch.cat([north, x, south], dim=-2)
 
 
 class Conv2d(nn.Module):

@@ -31,7 +31,8 @@ class UNet2d(nn.Module):
         widths: Feature channels at each resolution, finest first.
         blocks: Residual blocks per resolution, on the way down and on the way up.
         attention: Resolutions (0 is the finest) whose blocks are followed by self-attention.
-        boundary: How convolutions see beyond the edge of y and of x: periodic, reflect or zero.
+        boundary: How convolutions see beyond the edge of y and of x: periodic, reflect, zero, or
+            for y pole, beyond which lies the meridian opposite.
         dropout: Dropout probability inside residual blocks.
         embedding: Width of the noise embedding.
         patch: Side of the square patches that are folded into channels before the first layer
@@ -112,7 +113,7 @@ class UNet2d(nn.Module):
 
         Raises:
             ValueError: If H or W is not a multiple of the U-Net's coarsening, or too small to be
-                reflected at the coarsest level.
+                reflected at the coarsest level, or for context of other channels.
         """
         height, width = x.shape[-2:]
         if height % self.factor or width % self.factor:
@@ -125,6 +126,12 @@ class UNet2d(nn.Module):
             raise ValueError(
                 f"Frames of {height} x {width} cells shrink to one cell, which has no reflection; "
                 "give the U-Net fewer widths, or another boundary."
+            )
+        given = 0 if context is None else context.shape[1]
+        if given != self.context_channels:
+            raise ValueError(
+                f"The network takes {self.context_channels} channels of context, but is given "
+                f"{given}; set its context_channels to what static fields and forcing come to."
             )
         if context is not None:
             x = torch.cat([x, context], dim=1)

@@ -36,6 +36,7 @@ class VideoUNet(nn.Module):
         patch: Side of the patches folded into channels (see `UNet2d`).
         embedding: Width of the noise embedding.
         heads: Heads of the attention over time.
+        context_channels: Channels of static fields and forcing given beside each frame.
 
     Raises:
         ValueError: For lengths below 1, or what `UNet2d` refuses.
@@ -54,6 +55,7 @@ class VideoUNet(nn.Module):
         patch: int = 1,
         embedding: int = 128,
         heads: int = 4,
+        context_channels: int = 0,
     ) -> None:
         super().__init__()
         if history_length < 1 or block_length < 1:
@@ -62,7 +64,8 @@ class VideoUNet(nn.Module):
                 "network is given at least one frame and makes at least one."
             )
         self.history_length, self.block_length = history_length, block_length
-        past = history_length * channels
+        self.context_channels = context_channels
+        past = history_length * channels + context_channels
         self.unet = UNet2d(
             channels, past, widths, blocks, attention, boundary, dropout, embedding, patch
         )
@@ -72,13 +75,17 @@ class VideoUNet(nn.Module):
                 width = cast(ResidualBlock, stage[0]).norm2.num_channels
                 stage[1] = nn.Sequential(stage[1], TimeAttention(width, block_length, heads))
 
-    def forward(self, x: Tensor, label: Tensor, history: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, label: Tensor, history: Tensor, context: Tensor | None = None
+    ) -> Tensor:
         """Map noisy blocks and their noise labels to an output of the blocks' shape.
 
         Args:
             x: Scaled noisy frames (B, n, C, H, W), or (B, C, H, W) where n is 1.
             label: Noise labels (B,), one for all frames of a block.
             history: Clean past frames (B, k, C, H, W), oldest first.
+            context: Static fields and forcing of each frame (B, n, context_channels, H, W), or
+                without the n where it is 1.
 
         Raises:
             ValueError: If there are not n frames or not k past ones, or for frames whose size does
@@ -91,8 +98,11 @@ class VideoUNet(nn.Module):
                 f"network with block_length {self.block_length} and history_length "
                 f"{self.history_length}; give as many, or train one of these lengths."
             )
-        past = history.repeat_interleave(self.block_length, 0)  # (B n, k, C, H, W)
-        out: Tensor = self.unet(frames.flatten(0, 1), label, past.flatten(1, 2))
+        beside = history.repeat_interleave(self.block_length, 0).flatten(1, 2)  # (B n, k C, H, W)
+        if context is not None:
+            context = context.reshape(len(beside), -1, *context.shape[-2:])
+            beside = torch.cat([beside, context], dim=1)
+        out: Tensor = self.unet(frames.flatten(0, 1), label, beside)
         return out.reshape(x.shape)
 
 

@@ -106,7 +106,8 @@ def rollout(
         seed: with (initial, member, step) it decides the random numbers.
         batch_size: the most rows computed at a time.
         every: keep each `every`-th frame.
-        denormalise: (..., C, H, W) -> physical units; None keeps frames normalised.
+        denormalise: (..., C, H, W) -> physical units; None keeps frames normalised. One that has a
+            method `at(frames, initials, steps)` is asked that, for units that depend on the date.
         conditioning: what else the sampler is given, by initial state and step.
         device: where to compute; by default where the histories are.
         progress: whether to show a bar with frames per second.
@@ -130,7 +131,7 @@ def rollout(
             device=device,
             on_frames=bar.advance,
         ):
-            physical = denormalise(block.frames) if denormalise else block.frames
+            physical = _physical(denormalise, block, every)
             if frames is None:
                 frames = physical.new_empty(*kept, *physical.shape[3:])
             where = _where(block, every)
@@ -234,7 +235,7 @@ def write_rollout(
             device=device,
             on_frames=bar.advance,
         ):
-            physical = denormalise(block.frames) if denormalise else block.frames
+            physical = _physical(denormalise, block, every)
             if writing is not None:
                 writing.result()  # in order, and at most one block waits in memory
             writing = writer.submit(
@@ -411,6 +412,18 @@ def _start(slab: Slab, histories: Tensor) -> Restart:
 
 def _batches(rows: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, rows, size))
+
+
+def _physical(denormalise: Callable[[Tensor], Tensor] | None, block: Block, every: int) -> Tensor:
+    """The frames of a block in physical units, at their own dates where these matter."""
+    if denormalise is None:
+        return block.frames
+    at = getattr(denormalise, "at", None)
+    if at is None:
+        return denormalise(block.frames)
+    kept = [step for step in block.steps if (step + 1) % every == 0]
+    physical: Tensor = at(block.frames, block.slab.initials, kept)
+    return physical
 
 
 def _where(block: Block, every: int) -> tuple[slice, slice, slice]:

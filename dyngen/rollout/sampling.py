@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from dyngen.diffusion.noise import edm_sigmas
 from dyngen.rollout.frame_sampler import ConditionalFrameSampler, FrameSampler, GuidedFrameSampler
@@ -93,7 +95,7 @@ def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
                 f"particles {sampling.particles} do not apply, leave them at 1."
             )
         return ConditionalFrameSampler(
-            model.denoiser,
+            _denoiser_of(model),
             sigmas,
             history_length=history,
             frames=getattr(model, "block_length", 1),
@@ -109,7 +111,7 @@ def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
             f"overlap at 0, not {sampling.overlap}."
         )
     return GuidedFrameSampler(
-        model.denoiser,
+        _denoiser_of(model),
         logit,
         sigmas,
         history_length=history or 1,
@@ -122,6 +124,19 @@ def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
         clip=sampling.clip,
         autocast=precision,
     )
+
+
+def _denoiser_of(model: Any) -> Callable[..., Tensor]:
+    """The model's denoiser; one whose network takes no context is not handed any."""
+    denoiser: Callable[..., Tensor] = model.denoiser
+    if getattr(getattr(denoiser, "network", None), "context_channels", 0):
+        return denoiser
+
+    def without_context(x: Tensor, sigma: Tensor, **conditioning: Tensor) -> Tensor:
+        conditioning.pop("context", None)
+        return denoiser(x, sigma, **conditioning)
+
+    return without_context
 
 
 def weights_digest(model: torch.nn.Module) -> str:
