@@ -71,8 +71,8 @@ class SpectralLDM(MotionModule):
         warmup_steps: int = 50,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(1 if network is None else network.terms, learning_rate, warmup_steps)
-        self.weight_decay = weight_decay
+        terms = 1 if network is None else network.terms  # those of the base, once it is there
+        super().__init__(terms, learning_rate, warmup_steps, weight_decay)
         if not 0 <= image_dropout < 1:
             raise ValueError(f"image_dropout is {image_dropout}; it must lie in [0, 1).")
         if slices < 1:

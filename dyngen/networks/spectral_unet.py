@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dyngen.networks.layers import Conv2d, ResidualBlock, check_boundary
+from dyngen.networks.layers import Conv2d, ResidualBlock, check_boundary, zero_
 from dyngen.networks.unet import UNet2d
 from dyngen.networks.video_unet import TimeAttention
 
@@ -23,10 +23,10 @@ class SpectralUNet(nn.Module):
     an embedding that is added to that of the noise. How the K terms know of each other:
 
     - `independent`: they do not; each is an image of its own, `(B K) C H W`.
-    - `coordinated`: the same, and after each residual block every cell attends to itself in all K
-      terms, `(B H W) K C`, with weights that know how far apart frequencies are. It is the
-      attention over time of `VideoUNet`, over frequency. :meth:`coordinate` adds it to a network
-      that is independent, and changes nothing before it is trained.
+    - `coordinated`: the same, and after each layer every cell attends to itself in all K terms,
+      `(B H W) K C`, with weights that know how far apart frequencies are. It is the attention over
+      time of `VideoUNet`, over frequency. :meth:`coordinate` adds it to a network that is
+      independent, and changes nothing before it is trained.
     - `volume`: the terms are the channels of one image, `B (K C) H W`.
 
     Args:
@@ -97,6 +97,10 @@ class SpectralUNet(nn.Module):
     def coordinate(self, heads: int = 4) -> None:
         """Interleave attention over the terms, which at first changes nothing.
 
+        There is one after the first convolution, after each residual block, and before the last
+        convolution, with an output of its own: through the last layers of a network that is frozen,
+        and has learnt to make little of what noise hides, the others hardly get.
+
         Raises:
             ValueError: If the network is not independent, or widths are no multiples of heads.
         """
@@ -105,9 +109,15 @@ class SpectralUNet(nn.Module):
                 f"A network whose terms are '{self.coordination}' cannot be coordinated; give the "
                 "checkpoint of an independent one."
             )
-        for stage in self.unet.stages():
+        unet = self.unet
+        first, last = unet.stem.conv, unet.out.conv
+        for stage in unet.stages():
             width = cast(ResidualBlock, stage[0]).norm2.num_channels
             stage[1] = nn.Sequential(stage[1], TimeAttention(width, self.terms, heads))
+        unet.stem = nn.Sequential(unet.stem, TimeAttention(first.out_channels, self.terms, heads))  # type: ignore[assignment]
+        beside = Conv2d(last.in_channels, last.out_channels, 3, unet.out.boundary)
+        attention = TimeAttention(last.in_channels, self.terms, heads)
+        unet.out = CoordinatedOutput(unet.out, attention, beside)  # type: ignore[assignment]
         self.coordination = "coordinated"
 
     def attention_parameters(self) -> Iterator[nn.Parameter]:
@@ -115,6 +125,8 @@ class SpectralUNet(nn.Module):
         for module in self.modules():
             if isinstance(module, TimeAttention):
                 yield from module.parameters()
+            elif isinstance(module, CoordinatedOutput):
+                yield from module.beside.parameters()
 
     def encode_image(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         """What the network sees of start images.
@@ -179,6 +191,24 @@ class SpectralUNet(nn.Module):
             offset.flatten(0, 1),
         )
         return out.reshape(x.shape)
+
+
+class CoordinatedOutput(nn.Module):
+    """The output of a layer, and what attention over the terms adds to it: at first nothing.
+
+    Args:
+        output: The layer.
+        attention: Over the terms, of the layer's input.
+        beside: A layer of the same shapes for what was attended to; it is set to zero.
+    """
+
+    def __init__(self, output: nn.Module, attention: TimeAttention, beside: nn.Module) -> None:
+        super().__init__()
+        self.output, self.attention, self.beside = output, attention, zero_(beside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B K, channels, H, W) to the output of the network."""
+        return cast(Tensor, self.output(x) + self.beside(self.attention(x)))
 
 
 class ImageEncoder(nn.Module):

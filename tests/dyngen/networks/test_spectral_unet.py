@@ -82,8 +82,9 @@ def test_attention_changes_nothing_before_it_is_trained(x: Tensor, context: Tens
     added = set(network.attention_parameters())
     assert set(network.parameters()) == weights | added
     assert not weights & added
-    # As many layers as the U-Net has blocks: two on the way down, one in the middle, two up.
-    assert len([p for p in added if p.shape == (4, 2 * TERMS - 1)]) == 5
+    # As many as the U-Net has layers: the first, two on the way down, one in the middle, two up,
+    # the last.
+    assert len([p for p in added if p.shape == (4, 2 * TERMS - 1)]) == 7
     for parameter in added:
         parameter.add_(0.1 * torch.randn_like(parameter))
     assert not torch.allclose(network(x, LABEL, context), before, atol=1e-3)
