@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dyngen.diffusion.denoiser import Denoiser
 from dyngen.networks.spectral_unet import Coordination, SpectralUNet
 from dyngen.networks.unet import UNet2d
 
@@ -146,3 +148,59 @@ def test_mistakes_get_a_sentence(x: Tensor) -> None:
         unet("independent")(x[:, :2], LABEL)
     with pytest.raises(ValueError, match="8 channels cannot be shared out to 3 heads"):
         unet("coordinated", heads=3)
+
+
+@pytest.mark.slow
+def test_attention_on_a_frozen_network_learns_what_terms_know_of_each_other() -> None:
+    """Terms that are one field, up to sign: with eight looks at it noise counts a third as much.
+
+    The field is Gaussian, so that the best errors with and without coordination are known.
+    """
+    torch.manual_seed(0)
+    terms, size = 8, 8
+    k = torch.fft.fftfreq(size) * size
+    amplitude = 1 / (1 + (k[:, None] ** 2 + k**2).sqrt()) ** 1.5
+    amplitude /= amplitude.square().mean().sqrt()
+    sign = torch.tensor([1.0, -1, 1, 1, -1, -1, 1, -1]).view(1, terms, 1, 1, 1)
+
+    def fields(batch: int) -> Tensor:
+        white = torch.fft.fft2(torch.randn(batch, 1, 1, size, size))
+        return torch.fft.ifft2(white * amplitude).real * sign
+
+    def best(looks: int, sigma: float) -> float:
+        noise = sigma**2 / looks
+        return (amplitude**2 * noise / (amplitude**2 + noise)).mean().item()
+
+    def train(denoiser: Denoiser, parameters: Iterator[nn.Parameter], steps: int) -> None:
+        optimiser = torch.optim.AdamW(parameters, lr=4e-3)
+        alone = denoiser.network.coordination == "independent"
+        for _ in range(steps):
+            clean, term = fields(64 if alone else 8), None
+            if alone:
+                term = torch.randint(0, terms, (64, 1))
+                clean = clean.gather(1, term.view(64, 1, 1, 1, 1).expand(-1, -1, 1, size, size))
+            sigma = (1.2 * torch.randn(len(clean)) - 0.2).exp()
+            noisy = clean + sigma.view(-1, 1, 1, 1, 1) * torch.randn_like(clean)
+            error = (denoiser(noisy, sigma, term=term) - clean).square().flatten(1).mean(1)
+            optimiser.zero_grad()
+            (denoiser.loss_weight(sigma) * error).mean().backward()
+            optimiser.step()
+
+    @torch.no_grad()
+    def error(denoiser: Denoiser) -> float:
+        clean = fields(128)
+        return (
+            (denoiser(clean + torch.randn_like(clean), torch.tensor(1.0)) - clean)
+            .square()
+            .mean()
+            .item()
+        )
+
+    network = SpectralUNet(terms, 1, widths=(16, 16), image_channels=1, embedding=32)
+    denoiser = Denoiser(network)
+    train(denoiser, network.parameters(), 150)
+    assert best(1, 1.0) < error(denoiser) < 1.15 * best(1, 1.0)
+    network.requires_grad_(False)
+    network.coordinate()
+    train(denoiser, network.attention_parameters(), 120)
+    assert best(8, 1.0) < error(denoiser) < 0.6 * best(1, 1.0)
