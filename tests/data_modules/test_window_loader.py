@@ -219,10 +219,10 @@ def test_the_global_random_state_is_left_alone(make_cube):
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("options", PATHS)
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_the_windows(make_cube, in_memory, world):
-    cube = module(make_cube(), in_memory=in_memory)
+def test_ranks_and_workers_share_the_windows(make_cube, options, world):
+    cube = module(make_cube(), **options)
 
     def ranks(loader: WindowLoader) -> Iterator[WindowLoader]:
         for rank in range(world):
