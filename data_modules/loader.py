@@ -225,7 +225,8 @@ class WindowLoader:
     def _require_shared_memory(self, spans: list[Spans]) -> None:
         if not SHARED_MEMORY.is_dir():
             return
-        needed = max(sum(s.size for s in group) for group in spans) * self.frame_bytes
+        sizes = [sum(span.size for span in group) for group in spans]
+        needed = max(sizes, default=0) * self.frame_bytes  # a rank may have none to read
         needed *= self.workers + 1
         free = shutil.disk_usage(SHARED_MEMORY).free
         if free < needed:
