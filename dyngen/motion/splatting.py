@@ -182,7 +182,7 @@ def _kernels(device: str) -> ModuleType | None:
     try:
         return importlib.import_module(KERNELS[device])
     except ImportError as error:
-        log.info("splatting on %s is several times slower without %s", device, error.name)
+        log.info("splatting on %s goes a slower way (%s); see the extra 'fast'", device, error)
         return None
 
 

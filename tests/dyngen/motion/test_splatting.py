@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import itertools
+import logging
 import math
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -25,6 +27,7 @@ from dyngen.motion.splatting import MODES, motion_importance, splat
 WEIGHTED = ("linear", "softmax")
 
 
+USUAL = splatting._kernels
 WAYS: dict[str, object] = {"torch": None}
 if importlib.util.find_spec("numba"):
     WAYS["numba"] = importlib.import_module("dyngen.motion.splatting_cpu")
@@ -35,9 +38,9 @@ if importlib.util.find_spec("triton") and os.environ.get("TRITON_INTERPRET") == 
 @pytest.fixture(autouse=True, scope="module", params=WAYS)
 def way(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every test goes every way that can be gone here with tensors on the CPU."""
-    kernels, usual = WAYS[request.param], splatting._kernels
+    kernels = WAYS[request.param]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splatting, "_kernels", lambda d: kernels if d == "cpu" else usual(d))
+        patch.setattr(splatting, "_kernels", lambda d: kernels if d == "cpu" else USUAL(d))
         yield request.param
 
 
@@ -319,6 +322,16 @@ def test_what_moves_is_in_front() -> None:
     assert importance.tolist() == [[[[0.0, 2.5]]]]
     (gradient,) = torch.autograd.grad(importance.sum(), motion)
     assert gradient[0, 0, :, 0].T.tolist() == [[0.0, 0.0], pytest.approx([0.3, 0.4])]
+
+
+def test_without_numba_the_slower_way_is_gone_and_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "dyngen.motion.splatting_cpu", None)
+    with caplog.at_level(logging.INFO, "dyngen.motion.splatting"):
+        assert USUAL.__wrapped__("cpu") is None
+        assert USUAL.__wrapped__("meta") is None
+    assert "splatting on cpu goes a slower way" in caplog.text
 
 
 @pytest.mark.parametrize(
