@@ -9,8 +9,8 @@ are added by atomic operations.
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
 SUM, LINEAR, SOFTMAX = tl.constexpr(0), tl.constexpr(2), tl.constexpr(3)  # of `splatting.MODES`
