@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import dask
 import numpy as np
 import xarray as xr
 
@@ -166,9 +165,11 @@ class Cube:
         array = self.dataset[name]
         chosen |= {str(dim): 0 for dim in array.dims if dim not in order}  # of size 1
         try:
-            # Several files are behind dask, whose own threads do not survive a fork.
-            with dask.config.set(scheduler="synchronous"):
-                return np.asarray(array.isel(chosen).transpose(*order).values)
+            piece = array.isel(chosen).transpose(*order)
+            if piece.chunks is not None:
+                # Several files are behind dask, whose own threads do not survive a fork.
+                piece = piece.compute(scheduler="synchronous")
+            return np.asarray(piece.values)
         except Exception as error:  # each codec and file system raises its own
             raise DataError(
                 trouble_at(self.path, error)
