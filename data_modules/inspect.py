@@ -293,9 +293,9 @@ def _absent(stored: zarr.Array[Any], files: int) -> int | None:
 
 def _faults(cube: Cube, name: str, storage: Storage, shuffle_buffer: int) -> list[str]:
     """Why the chunks of a variable are slow to read windows from."""
-    if storage.format == "NetCDF":
-        return ["NetCDF is decoded by one thread at a time"]
-    chunks = dict(zip(storage.dims, storage.chunks or storage.shape, strict=True))
+    if storage.chunks is None:  # as a whole: any piece of it is read as it is
+        return []
+    chunks = dict(zip(storage.dims, storage.chunks, strict=True))
     frame = dict(zip(cube.dims, cube.shape, strict=True))
     pieces = math.prod(math.ceil(frame[dim] / chunks[dim]) for dim in frame)
     decoded = 4 * math.prod(chunks.values())
@@ -310,7 +310,7 @@ def _faults(cube: Cube, name: str, storage: Storage, shuffle_buffer: int) -> lis
         )
     if decoded < CHUNK_BYTES // 16 and len(cube.times) > chunks[cube.time_dim]:
         faults.append(f"a chunk of '{name}' holds {_bytes(decoded)}, which costs a read each")
-    if storage.files > FEW_FILES:
+    if storage.format != "NetCDF" and storage.files > FEW_FILES:
         faults.append(f"'{name}' is in {storage.files} files")
     return faults
 
@@ -384,7 +384,8 @@ def _layout(storage: Storage) -> str:
     if storage.shards:
         text += f", shards of {sizes(storage.shards)}"
     decoded = math.prod(storage.chunks) * 4
-    return f"{text} ({_bytes(decoded)} decoded), {storage.files} files"
+    text += f" ({_bytes(decoded)} decoded)"
+    return text if storage.format == "NetCDF" else f"{text}, {storage.files} files"
 
 
 def _bytes(count: int) -> str:

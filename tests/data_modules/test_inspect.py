@@ -135,7 +135,20 @@ def test_trajectories_numbers_and_netcdf(tmp_path: Path) -> None:
     assert "y: 4 without a coordinate, reflect" in said
     assert "memory        5.62 KiB: the whole of it is held" in said
     assert found.chunks == {"trajectory": 1, "time": 16, "y": 4, "x": 6}
-    assert "--chunks.trajectory=1" in str(found.command)
+    assert "float32, as a whole" in said
+    assert found.command is None
+
+
+def test_netcdf_in_scattered_chunks_is_better_rewritten(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zarr")
+    encoding = {"ta": {"chunksizes": (400, 4, 4)}}
+    dataset = xr.open_zarr(path, consolidated=False).load().drop_encoding()
+    dataset.to_netcdf(tmp_path / "a.nc", engine="h5netcdf", encoding=encoding)
+    found = inspect(tmp_path / "a.nc")
+    assert found.reasons == [
+        "a frame of 'ta' is in 72 chunks, which are read for each window",
+    ]
+    assert "--chunks.time=128" in str(found.command)
 
 
 def test_a_bucket_is_inspected(s3: dict[str, Any]) -> None:
