@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class Contest:
         systems: Those who compete; the first is what others are held against.
         forecasts: Arguments of `dyngen rollout` for the forecasts.
         free_run: Likewise for one long run.
+        compare: Further arguments of `dyngen compare`.
     """
 
     seeds: int
@@ -65,6 +66,7 @@ class Contest:
     systems: Mapping[str, System]
     forecasts: Mapping[str, int]
     free_run: Mapping[str, int]
+    compare: Mapping[str, Any] = field(default_factory=dict)
 
 
 def contest(
@@ -150,23 +152,18 @@ def _stages(experiment: Path, out: Path, rules: Contest) -> list[Stage]:
         for name, system in rules.systems.items():
             checkpoint = folder / system.model / "checkpoints" / "last.ckpt"
             common = ("rollout", "--model", str(checkpoint), "--data.path", str(cube))
-            how = [
-                word
-                for key, value in system.sampling.items()
-                for word in (f"--sampling.{key}", str(value))
-            ]
+            how = _options({f"sampling.{key}": value for key, value in system.sampling.items()})
             kinds = [("forecast", {**rules.forecasts})]
             if system.free_run:
                 kinds.append(("free_run", {"initial_states": 1, **rules.free_run}))
             for kind, sizes in kinds:
                 path = folder / f"{name}_{kind}.zarr"
                 made.append(f"{name}={path}")
-                options = [w for k, v in sizes.items() for w in (f"--{k}", str(v))]
                 stages.append(
                     stage(
                         f"seed{seed}/{name}_{kind}",
                         f"Roll out {name.replace('_', ' ')}, {kind.replace('_', ' ')}, seed {seed}",
-                        (*common, "--out", str(path), *how, *options),
+                        (*common, "--out", str(path), *how, *_options(sizes)),
                         path.exists,
                     )
                 )
@@ -174,11 +171,19 @@ def _stages(experiment: Path, out: Path, rules: Contest) -> list[Stage]:
             stage(
                 f"seed{seed}/compare",
                 f"Compare, seed {seed}",
-                ("compare", *made, "--reference", str(cube), "--out", str(folder)),
+                (
+                    *("compare", *made, "--reference", str(cube), "--out", str(folder)),
+                    *_options(rules.compare),
+                ),
                 (folder / "report.html").exists,
             )
         )
     return stages
+
+
+def _options(values: Mapping[str, Any]) -> list[str]:
+    """Values as words of a command line."""
+    return [word for key, value in values.items() for word in (f"--{key}", json.dumps(value))]
 
 
 def _summary(out: Path, rules: Contest) -> dict[str, Any]:

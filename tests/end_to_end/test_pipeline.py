@@ -237,3 +237,50 @@ def test_the_demo_is_interrupted_goes_on_and_repeats_nothing(
     assert summary["machine"]["cores"] >= 1
     run(command)
     assert capsys.readouterr().out.count("done before") == 4
+
+
+def test_a_contest_trains_everyone_and_tells_who_is_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    experiment = tmp_path / "turbulence"
+    experiment.mkdir()
+    (experiment / "cube.yaml").write_text(
+        "frames: 40\ntrajectories: 10\nprogress: false\n"
+        "parameters: {resolution: 24, output_resolution: 16, spin_up: 4.0}\n"
+    )
+    for name in ("image", "discriminator"):
+        shrunk(name, experiment, 3)
+    (experiment / "contest.yaml").write_text(
+        "seeds: 2\n"
+        "models: [image, discriminator]\n"
+        "systems:\n"
+        "  guided: {model: discriminator, sampling: {steps: 2}}\n"
+        "  unguided: {model: discriminator, sampling: {steps: 2, scale: 0.0}, free_run: false}\n"
+        "forecasts: {initial_states: 3, members: 3, steps: 3}\n"
+        "free_run: {members: 2, steps: 12}\n"
+        "compare: {features: null, bootstrap: 50}\n"
+    )
+    out, results = tmp_path / "out", tmp_path / "results"
+    contest = ["contest", "--experiment", str(experiment), "--out", str(out)]
+    contest += ["--results", str(results)]
+    run(contest)
+    summary = json.loads((results / "summary.json").read_text())
+    systems = summary["systems"]
+    assert set(systems) == {"guided", "unguided", "persistence", "climatology"}
+    guided = systems["guided"]
+    for lead in ("1", "2", "3"):
+        by_seed = [curve[lead] for curve in guided["crps_by_seed"]]
+        assert len(by_seed) == 2
+        assert by_seed[0] != by_seed[1]
+        assert guided["crps"][lead] == pytest.approx(sum(by_seed) / 2)
+        low, high = (guided["crps_interval"][end][lead] for end in ("low", "high"))
+        assert low < min(by_seed)
+        assert max(by_seed) < high
+    assert guided["free_run"]["steps"] == 12
+    assert guided["training_flops"] > systems["persistence"].get("training_flops", 0)
+    assert guided["image_model_training_flops"] > 0
+    assert guided["evaluations_per_frame"] == 3
+    capsys.readouterr()
+    run(contest)
+    assert capsys.readouterr().out.count("done before") == 1 + 2 * (2 + 3 + 1)
