@@ -11,10 +11,11 @@ import torch
 
 from data_modules.along import Along
 from data_modules.climate_cube import ClimateCubeDataModule, check_compatible
+from data_modules.errors import DataError
 from dyngen.callbacks.cost import rollout_cost, write_cost
 from dyngen.callbacks.world import initial_field
 from dyngen.models.checkpoints import load_model, read_checkpoint, training_cost
-from dyngen.rollout import write_rollout
+from dyngen.rollout import provenance_of, write_rollout
 from dyngen.rollout.sampling import Sampling, frame_sampler, weights_digest
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ def forecast(
     members: int = 8,
     steps: int = 10,
     every: int = 1,
+    history: int | None = None,
     seed: int = 0,
     batch_size: int = 64,
     device: str = "auto",
@@ -50,6 +52,8 @@ def forecast(
         members: Ensemble members from each.
         steps: Frames to sample.
         every: Keep each so many-th frame.
+        history: Frames up to and including the initial states, at least those that the model is
+            given: with the same history and steps, different models start from the same states.
         seed: With initial state, member and step it decides the random numbers.
         batch_size: The most frames sampled at a time.
         device: cpu, cuda, or auto.
@@ -61,13 +65,19 @@ def forecast(
     """
     trained: Any = load_model(model)
     sampler = frame_sampler(trained, sampling)
-    history = sampler.history_length
+    given = sampler.history_length
+    before = max(given, history or given)
     description = data.description()
     if trained.cube is not None:
         check_compatible(trained.cube, description)
         description = trained.cube  # normalised as in training, whatever this cube's statistics
-    frames, times = data.initial_states(split, initial_states, history, leads=0)
-    places = data.initial_places(split, initial_states, history, leads=0)
+    # Initial states leave room for the truth to compare with; an extended rollout keeps its own.
+    room = provenance_of(out).get("room")
+    if room is None:
+        room = _room(data, split, initial_states, before, steps)
+    frames, times = data.initial_states(split, initial_states, before, room)
+    frames, times = frames[:, before - given : before], times[:, before - given : before]
+    places = data.initial_places(split, initial_states, before, room)
     physical = data.normalisation.denormalise(frames, times)
     along = Along(description, times[:, -1], data.cube.calendar)
     histories = along.normalisation.normalise(physical, times)
@@ -87,7 +97,12 @@ def forecast(
             "weights": weights_digest(trained),
             "split": split,
         },
-        provenance={"checkpoint": str(model), "data": data.path, "dyngen": version("dyngen")},
+        provenance={
+            "checkpoint": str(model),
+            "data": data.path,
+            "dyngen": version("dyngen"),
+            "room": room,
+        },
         batch_size=batch_size,
         denormalise=along,
         conditioning=context,
@@ -102,6 +117,15 @@ def forecast(
         log.info("%s: %d frames at %.1f frames/s on %s", out, written.frames, rate, place)
     else:
         log.info("%s was finished already", out)
+
+
+def _room(data: ClimateCubeDataModule, split: str, count: int, history: int, steps: int) -> int:
+    """Frames that the cube has after each initial state: those of the rollout, or none."""
+    try:
+        data.initial_places(split, count, history, steps)
+    except DataError:
+        return 0  # a free run is longer than any window
+    return steps
 
 
 def _device(name: str) -> torch.device:
