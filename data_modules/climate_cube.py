@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from data_modules.along import Along
 from data_modules.axes import is_latitude, listed, nearest
 from data_modules.blocks import Block, read_block
-from data_modules.calendars import as_numbers
+from data_modules.calendars import as_numbers, show
 from data_modules.climatology import Climatology, fit_climatology
 from data_modules.conditioning import Conditioning, forcing_at, read_conditioning
 from data_modules.cube import Cube, open_cube
@@ -26,6 +27,8 @@ from data_modules.splits import Split, SplitBy, make_splits
 from data_modules.statistics import Statistics, compute_statistics
 from data_modules.transforms import Transform
 from data_modules.windows import Windows, chunked_spans, whole_spans
+
+logger = logging.getLogger(__name__)
 
 IN_MEMORY_BYTES = 2**30
 GOLDEN = (5**0.5 - 1) / 2
@@ -162,6 +165,7 @@ class ClimateCubeDataModule(LightningDataModule):
             _check_names(cube, "seasonal", self._seasonal)
         if self._crop is not None:
             _check_crop(cube, self._crop, bool(self._static), by_pixel)
+        _tell_gaps(cube)
         self.splits = make_splits(cube, self._splits, self._split_by)
         for split in self.splits.values():
             Windows(split, self.window_length, self.window_stride, self.frame_stride)
@@ -581,7 +585,7 @@ def check_compatible(saved: dict[str, Any], current: dict[str, Any]) -> None:
         current: Description of the cube at hand.
 
     Raises:
-        DataError: If variables, units, grid or time step differ, saying how.
+        DataError: If variables, units, grid, time step or conditioning differ, saying how.
     """
     _check_variables(list(saved["variables"]), list(current["variables"]))
     for name, attrs in saved["variables"].items():
@@ -605,6 +609,14 @@ def check_compatible(saved: dict[str, Any], current: dict[str, Any]) -> None:
             f"of this cube are {steps[1][0]:g} {steps[1][1]} apart; set frame_stride, or train "
             "again."
         )
+    beside = [d["conditioning"] for d in (saved, current) if d.get("conditioning")]
+    for key in ("static", "forcing"):
+        if len(beside) == 2 and beside[0][key] != beside[1][key]:
+            raise DataError(
+                f"The checkpoint was trained with {key} {listed(beside[0][key])}, but this cube is "
+                f"read with {listed(beside[1][key])}; set data.init_args.{key} to "
+                f"[{listed(beside[0][key])}], or train again."
+            )
     for name in saved["dims"]:
         both = [d["coords"][name]["values"] for d in (saved, current) if name in d["coords"]]
         if len(both) == 2 and not torch.allclose(both[0], both[1], rtol=1e-5, atol=1e-5):
@@ -650,6 +662,18 @@ def _check_variables(saved: Sequence[str], current: Sequence[str]) -> None:
             f"The checkpoint was trained on {', '.join(saved)}, but this cube gives "
             f"{', '.join(current)}; set data.init_args.variables to [{', '.join(saved)}], or train "
             "again."
+        )
+
+
+def _tell_gaps(cube: Cube) -> None:
+    runs = cube.runs()
+    if len(runs) > 1:
+        logger.warning(
+            "%s has %d gaps in time, the first between %s and %s; no window crosses one",
+            cube.path,
+            len(runs) - 1,
+            show(cube.times[runs[0][1] - 1]),
+            show(cube.times[runs[1][0]]),
         )
 
 

@@ -390,3 +390,21 @@ def test_a_cube_that_a_model_was_not_trained_for(
     change(current)
     with pytest.raises(DataError, match=re.escape(sentence)):
         check_compatible(saved, current)
+
+
+def test_gaps_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = with_times(times_with_gaps)(tmp_path / "cube.zarr")
+    ClimateCubeDataModule(path).setup()
+    assert caplog.messages == [
+        f"{path} has 15 gaps in time, the first between 2001-01-10T00:00:00 and "
+        "2001-01-18T00:00:00; no window crosses one"
+    ]
+
+
+def test_other_conditioning_is_refused(tmp_path: Path) -> None:
+    path = write(sound(), tmp_path / "cube.zarr")
+    saved = ClimateCubeDataModule(path, static=["latitude"], forcing=["day_of_year"]).description()
+    check_compatible(saved, ClimateCubeDataModule(path).description())  # enough to roll out
+    other = ClimateCubeDataModule(path, static=["longitude"], forcing=["day_of_year"])
+    with pytest.raises(DataError, match="was trained with static latitude, but this cube is read"):
+        check_compatible(saved, other.description())
