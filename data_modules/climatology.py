@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, cast
 
 import dask
@@ -75,9 +75,10 @@ def fit_climatology(
     frames = max(SPAN_BYTES // cube.frame_bytes, 1)
     spans = chunked_spans(Windows(split, 1), cube.chunks, frames)
     logger.info("fitting a climatology of %s over %d frames", cube.path, split.frames)
-    sums = dask.delayed(_sums)
+    # As a part of the function the cube is left alone: dask computes what it finds in arguments.
+    sums = dask.delayed(partial(_sums, cube))
     add = dask.delayed(_total)
-    parts: list[Any] = [sums(cube, span, mean, transforms, most) for span in spans]
+    parts: list[Any] = [sums(span, mean, transforms, most) for span in spans]
     while len(parts) > 1:  # a tree, so that few of the sums are in memory together
         parts = [add(parts[i : i + TOGETHER]) for i in range(0, len(parts), TOGETHER)]
     matrix, products, squares, count = cast(_Sums, dask.compute(*parts)[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, cast
 
 import dask
@@ -71,10 +72,9 @@ def compute_statistics(
     frames = max(SPAN_BYTES // cube.frame_bytes, 1)
     spans = chunked_spans(Windows(split, 1), cube.chunks, frames)
     logger.info("computing statistics of %s over %d frames", cube.path, split.frames)
-    moments = dask.delayed(_moments)
-    parts = cast(
-        list[np.ndarray], dask.compute(*[moments(cube, span, transforms) for span in spans])
-    )
+    # As a part of the function the cube is left alone: dask computes what it finds in arguments.
+    moments = dask.delayed(partial(_moments, cube))
+    parts = cast(list[np.ndarray], dask.compute(*[moments(span, transforms) for span in spans]))
     count, mean, squares, minimum, maximum = parts[0]
     for part in parts[1:]:
         # Pairwise update of mean and sum of squares (Chan, Golub and LeVeque 1983).

@@ -282,6 +282,25 @@ def test_a_data_module_takes_a_list(tmp_path: Path) -> None:
     assert find_source(paths).name == f"{paths[0]} and 1 more"
 
 
+def test_files_are_never_read_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for year in (2001, 2002):
+        fields(days(f"{year}-01-01", 365)).to_netcdf(tmp_path / f"{year}.nc", engine="h5netcdf")
+    data = ClimateCubeDataModule(f"{tmp_path}/*.nc", in_memory=False, seasonal=1, batch_size=16)
+    monkeypatch.setattr("data_modules.statistics.SPAN_BYTES", 2**12)
+    read, real = [], xr.DataArray.compute
+
+    def compute(self: xr.DataArray, **options: Any) -> xr.DataArray:
+        read.append(self.sizes["time"])
+        return real(self, **options)
+
+    monkeypatch.setattr(xr.DataArray, "compute", compute)
+    monkeypatch.setattr(xr.Dataset, "__dask_graph__", None)  # nothing may ask for all of it
+    assert data.normalisation.is_seasonal
+    assert sum(read) == 2 * data.split("train").frames  # once for each pass
+    assert max(read) < 64
+    assert data.cube.dataset["pr"].chunks is not None
+
+
 def wrong(parts: list[xr.Dataset], which: str) -> list[xr.Dataset]:
     """Two files of which one does not go with the other."""
     first, second = parts
