@@ -50,6 +50,7 @@ class CubeModule(LightningModule):
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
         self.cube: dict[str, Any] | None = None
+        self._windows: int | None = None  # in the batch at hand, which its static fields do not say
 
     def meet_cube(self) -> None:
         """Take the cube's description from the data module, or check it against the checkpoint's.
@@ -108,14 +109,36 @@ class CubeModule(LightningModule):
         """Meet the cube."""
         self.meet_cube()
 
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's, with the number of windows in the batch as its size."""
+        if self._windows is not None:
+            kwargs.setdefault("batch_size", self._windows)
+        super().log(*args, **kwargs)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the step's randomness from (seed, rank, step) alone.
 
         A run that is resumed then draws what an uninterrupted one would have drawn.
         """
+        self._count(batch)
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # what seed_everything was given
         key = (self.global_rank, self.trainer.fit_loop.total_batch_idx)
         torch.manual_seed(int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0]))
+
+    def on_validation_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Count its windows."""
+        self._count(batch)
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count its windows."""
+        self._count(batch)
+
+    def _count(self, batch: Any) -> None:
+        """Remember how many windows a batch has, which its static fields do not say."""
+        frames = batch.get("frames") if isinstance(batch, dict) else None
+        self._windows = None if frames is None else len(frames)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write the cube's description into the checkpoint."""
