@@ -109,15 +109,13 @@ class SpectralUNet(nn.Module):
                 f"A network whose terms are '{self.coordination}' cannot be coordinated; give the "
                 "checkpoint of an independent one."
             )
-        unet = self.unet
-        first, last = unet.stem.conv, unet.out.conv
+        unet, terms = self.unet, self.terms
+        first, last = unet.stem.conv.out_channels, unet.out.conv.in_channels
         for stage in unet.stages():
             width = cast(ResidualBlock, stage[0]).norm2.num_channels
-            stage[1] = nn.Sequential(stage[1], TimeAttention(width, self.terms, heads))
-        unet.stem = nn.Sequential(unet.stem, TimeAttention(first.out_channels, self.terms, heads))  # type: ignore[assignment]
-        beside = Conv2d(last.in_channels, last.out_channels, 3, unet.out.boundary)
-        attention = TimeAttention(last.in_channels, self.terms, heads)
-        unet.out = CoordinatedOutput(unet.out, attention, beside)  # type: ignore[assignment]
+            stage[1] = nn.Sequential(stage[1], attention_over_terms(width, terms, heads))
+        unet.stem = nn.Sequential(unet.stem, attention_over_terms(first, terms, heads))  # type: ignore[assignment]
+        unet.out = CoordinatedOutput(unet.out, attention_over_terms(last, terms, heads))  # type: ignore[assignment]
         self.coordination = "coordinated"
 
     def attention_parameters(self) -> Iterator[nn.Parameter]:
@@ -194,21 +192,38 @@ class SpectralUNet(nn.Module):
 
 
 class CoordinatedOutput(nn.Module):
-    """The output of a layer, and what attention over the terms adds to it: at first nothing.
+    """A last convolution, and what attention over the terms adds to it: at first nothing.
 
     Args:
-        output: The layer.
-        attention: Over the terms, of the layer's input.
-        beside: A layer of the same shapes for what was attended to; it is set to zero.
+        output: The convolution.
+        attention: Over the terms, of the convolution's input.
     """
 
-    def __init__(self, output: nn.Module, attention: TimeAttention, beside: nn.Module) -> None:
+    def __init__(self, output: Conv2d, attention: TimeAttention) -> None:
         super().__init__()
-        self.output, self.attention, self.beside = output, attention, zero_(beside)
+        self.output, self.attention = output, attention
+        conv = output.conv
+        beside = Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size[0], output.boundary)
+        self.beside = zero_(beside)
+        attention.out.reset_parameters()  # two zeros in a row would hardly learn
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B K, channels, H, W) to the output of the network."""
         return cast(Tensor, self.output(x) + self.beside(self.attention(x)))
+
+
+def attention_over_terms(channels: int, terms: int, heads: int) -> TimeAttention:
+    """Attention (B K, channels, H, W) over K terms whose heads look near and far.
+
+    The bias by distance starts at 0 for the first head and falls the faster the later the head
+    (Press et al. 2021, arXiv 2108.12409): learning it from 0 takes longer than all the rest.
+    """
+    attention = TimeAttention(channels, terms, heads)
+    distance = torch.arange(1.0 - terms, terms).abs()
+    slope = torch.tensor([0.0, *(4.0 ** (head - 1) for head in range(heads - 1))])
+    with torch.no_grad():
+        attention.bias.copy_(-slope[:, None] * distance)
+    return attention
 
 
 class ImageEncoder(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dyngen.diffusion.denoiser import Denoiser
-from dyngen.networks.spectral_unet import Coordination, SpectralUNet
+from dyngen.networks.spectral_unet import Coordination, SpectralUNet, attention_over_terms
 from dyngen.networks.unet import UNet2d
 
 TERMS, CHANNELS = 3, 2
@@ -93,6 +93,19 @@ def test_attention_changes_nothing_before_it_is_trained(x: Tensor, context: Tens
 
 
 @torch.no_grad()
+def test_heads_look_near_and_far() -> None:
+    attention = attention_over_terms(8, 16, 4)
+    x = torch.zeros(16, 8, 1, 1)  # keys and queries do not differ: the bias alone decides
+    values = torch.eye(16)
+    weights = attention.bias[:, attention.distance].softmax(-1)  # (heads, query, key)
+    assert attention(x).shape == x.shape
+    torch.testing.assert_close(weights[0], torch.full((16, 16), 1 / 16))
+    off = (torch.arange(16)[:, None] - torch.arange(16)).abs().float()
+    reach = (weights * off).sum(-1).mean(-1).tolist()
+    assert reach[0] > 1.5 * reach[1] > 3 * reach[2] > 6 * reach[3]
+    torch.testing.assert_close(weights[3], values, atol=0.05, rtol=0)
+
+
 def test_a_volume_is_an_image_of_many_channels(x: Tensor, context: Tensor) -> None:
     network = unet("volume")
     assert isinstance(network.unet, UNet2d)
