@@ -27,6 +27,9 @@ WORDS = {
     "compare": ("rollouts", True),
     "inspect": ("cube", False),
     "rechunk": ("cube", False),
+    "extract-motion": ("videos", True),
+    "animate": ("image", False),
+    "view": ("image", False),
 }
 
 IDLE_TALK = ("💡 Tip", "TPU available", "GPU available: False")
@@ -41,6 +44,11 @@ train and measure, each with --config FILE (Lightning's command line):
 
 make and use:
   simulate turbulence  make a Zarr cube of forced two-dimensional turbulence
+  simulate garden      make a Zarr of things that sway, with their true motion
+  extract-motion VIDEO ...
+                       motion from videos by optical flow, into a Zarr
+  animate IMAGE        a film from a picture and a motion, given or sampled
+  view IMAGE           a page on which a picture sways when it is pulled
   rollout              sample an ensemble of trajectories from a trained model into a Zarr
   evaluate ROLLOUT ... --reference CUBE
                        score rollouts of any origin against a cube of what came true
@@ -106,7 +114,7 @@ def run(arguments: Sequence[str]) -> None:
     name = verb
     if verb == "simulate":
         if not rest or rest[0] in ("-h", "--help"):
-            sys.stdout.write("usage: dyngen simulate turbulence --out cube.zarr [options]\n")
+            sys.stdout.write("usage: dyngen simulate turbulence|garden --out OUT.zarr [options]\n")
             return
         name, *rest = (f"simulate {rest[0]}", *rest[1:])
     if name in WORDS:
@@ -136,6 +144,10 @@ def _functions() -> dict[str, Callable[[], Callable[..., Any]]]:
 
     return {
         "simulate turbulence": lazily("data_modules.simulated", "write_turbulence"),
+        "simulate garden": lazily("data_modules.simulated_garden", "write_garden"),
+        "extract-motion": lazily("data_modules.extract_motion", "extract_motion"),
+        "animate": lazily("dyngen.animate", "animate"),
+        "view": lazily("dyngen.view.page", "view"),
         "rollout": lazily("dyngen.forecast", "forecast"),
         "evaluate": lazily("dyngen.evaluation", "evaluate_rollouts"),
         "compare": lazily("dyngen.evaluation", "compare_rollouts"),
