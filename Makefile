@@ -14,7 +14,7 @@ READY = $(VENV)/.ready
 TOOLS = $(VENV)/.ready-with-extras
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint train-image train-discriminator train-video rollout results tensorboard bench clean
+.PHONY: help setup demo test lint train-image train-discriminator train-video train-motion train-renderer rollout results tensorboard bench clean
 
 help:  ## show this help
 	@echo "make TARGET [EXPERIMENT=turbulence] [ARGS='--trainer.max_steps 2000']"
@@ -65,6 +65,21 @@ $(DYNGEN_RUN)/discriminator/checkpoints/last.ckpt: | $(DYNGEN_RUN)/image/checkpo
 
 rollout: $(READY) | $(DYNGEN_RUN)/discriminator/checkpoints/last.ckpt  ## sample an ensemble into a Zarr
 	$(DYNGEN) rollout --config experiments/$(EXPERIMENT)/rollout.yaml $(ARGS)
+
+# Motion has a world of its own, whatever EXPERIMENT is.
+MOTION ?= runs/garden
+MOTION_FIT = DYNGEN_RUN=$(MOTION) $(DYNGEN) fit --config experiments/garden
+
+$(MOTION)/motion.zarr: | $(READY)
+	$(DYNGEN) simulate garden --config experiments/garden/cube.yaml --out $@
+
+train-motion: $(READY) | $(MOTION)/motion.zarr  ## train the spectral volumes: autoencoder, base, coordination
+	$(MOTION_FIT)/autoencoder.yaml
+	$(MOTION_FIT)/spectral_base.yaml
+	$(MOTION_FIT)/spectral_ldm.yaml $(ARGS)
+
+train-renderer: $(READY) | $(MOTION)/motion.zarr  ## train the renderer of pictures that move
+	$(MOTION_FIT)/renderer.yaml $(ARGS)
 
 results: $(READY)  ## train and compare all systems of an experiment: docs/results/EXPERIMENT
 	$(DYNGEN) contest --experiment experiments/$(EXPERIMENT) $(ARGS)
