@@ -23,6 +23,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"networks", "diffusion", "motion", "metrics", "data_modules"},
         {"torch", "numpy", "lightning", "diffusers", "safetensors"},
     ),
+    "view": ({"motion"}, {"torch", "numpy", "xarray", "scipy", "PIL"}),
     "report": ({"metrics"}, {"numpy", "xarray", "matplotlib", "torch", "PIL"}),
 }
 ABOVE = {"callbacks": {"rollout", "metrics", "report", "models", "diffusion", "data_modules"}}
