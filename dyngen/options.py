@@ -44,7 +44,7 @@ def sentence(error: BaseException, config_files: Sequence[str] = ()) -> str:
         config_files: Configuration files read, to name them.
     """
     if not isinstance(error, ArgumentError):
-        return _one_line(str(error))
+        return _one_line(_innermost(str(error)))
     whole, causes = str(error), list(_causes(error))
     message = str(causes[-1])
     keys = next((c.keys for c in reversed(causes) if isinstance(c, OptionError) and c.keys), [])
@@ -87,6 +87,15 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+
+
+def _innermost(message: str) -> str:
+    """What a constructor said, out of jsonargparse's list of all that an argument could have been."""
+    if not message.startswith("Does not validate against any of the Union subtypes"):
+        return message
+    reasons = re.findall(r"^ *- (.+?)(?=^ *- |^Given value|\Z)", message, re.MULTILINE | re.DOTALL)
+    own = [reason for reason in reasons if not reason.startswith(("Expected a", "Does not valid"))]
+    return own[0] if own else message
 
 
 def _one_line(message: str) -> str:

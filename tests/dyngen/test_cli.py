@@ -57,6 +57,16 @@ def test_a_typo_in_a_yaml_gets_one_sentence_with_the_nearest_key(
         assert word in said
 
 
+def test_what_a_constructor_refuses_is_told_as_it_says_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = with_typo(tmp_path, "widths: [64, 96, 128]", "widths: []")
+    said = answer(capsys, "fit", "--config", path)
+    assert "a U-Net has at least one width" in said
+    assert "Union" not in said
+    assert "Namespace" not in said
+
+
 def test_a_typo_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     said = answer(capsys, "fit", "--config", IMAGE, "--trainer.max_step", 3)
     assert said == (
