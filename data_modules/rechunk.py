@@ -21,7 +21,7 @@ from typing import Any
 
 import dask
 import dask.array
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 import numpy as np
 import xarray as xr
 import zarr
