@@ -29,7 +29,6 @@ from dyngen.models.imported import (
     denoiser_from_folder,
     denoiser_from_state_dict,
 )
-from dyngen.networks.unet import UNet2d
 
 
 class TimeConsistencyDiscriminator(CubeModule):
@@ -62,7 +61,6 @@ class TimeConsistencyDiscriminator(CubeModule):
         warmup_steps: Steps of linear warm-up.
         weight_decay: Weight decay of AdamW.
         area_weighted: Whether denoising errors count by the area of their cells.
-        warm_start: Whether the discriminator's U-Net starts from the weights of the image model's.
     """
 
     def __init__(
@@ -78,7 +76,6 @@ class TimeConsistencyDiscriminator(CubeModule):
         warmup_steps: int = 50,
         weight_decay: float = 0.0,
         area_weighted: bool = False,
-        warm_start: bool = False,
     ) -> None:
         super().__init__(learning_rate, warmup_steps, weight_decay, area_weighted)
         if history_noise < 0:
@@ -101,8 +98,6 @@ class TimeConsistencyDiscriminator(CubeModule):
         self._image_model = image_model
         if image_model is not None and Path(image_model).exists():  # else in the checkpoint
             self._adopt(*open_image_model(image_model))
-            if warm_start:
-                start_from_image_model(discriminator, self.denoiser)
         # In a list, so that the reference's weights are not in this model's checkpoints.
         self._reference: list[Any] = [] if reference is None else [load_model(reference)]
 
@@ -356,21 +351,6 @@ def open_image_model(path: str) -> tuple[Denoiser, dict[str, Any]]:
         CUBE_KEY: model.cube,
         "training": training_cost(checkpoint),
     }
-
-
-def start_from_image_model(discriminator: nn.Module, denoiser: Denoiser | None) -> None:
-    """Give the discriminator's U-Net the weights of the image model's.
-
-    Raises:
-        ValueError: If one of them has none, or they differ.
-    """
-    ours, theirs = getattr(discriminator, "unet", None), getattr(denoiser, "network", None)
-    if not isinstance(ours, UNet2d) or not isinstance(theirs, UNet2d):
-        raise ValueError(
-            "warm_start needs a UNet2d in both the discriminator and the image model; set it to "
-            "false, or use UNetEnergy beside an ImageDDPM with a UNet2d."
-        )
-    ours.start_from(theirs)
 
 
 def check_normalisation(image: dict[str, Any], cube: dict[str, Any]) -> None:

@@ -155,35 +155,6 @@ class UNet2d(nn.Module):
                 h = self.grow[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))
         return F.pixel_shuffle(self.out(F.silu(self.norm(h))), self.patch)
 
-    @torch.no_grad()
-    def start_from(self, other: UNet2d) -> None:
-        """Take another U-Net's weights for all but the last layer, which stays as it is.
-
-        Context that the other did not have counts for nothing at first.
-
-        Raises:
-            ValueError: If the two differ in more than their context.
-        """
-        theirs = other.state_dict()
-        for name, value in self.state_dict().items():
-            if name.startswith("out."):
-                continue
-            given = theirs.get(name)
-            if (
-                name.startswith("stem.")
-                and value.ndim == 4
-                and given is not None
-                and given.shape[1] < value.shape[1]
-            ):
-                value[:, given.shape[1] :] = 0
-                value = value[:, : given.shape[1]]
-            if given is None or given.shape != value.shape:
-                raise ValueError(
-                    f"The U-Net cannot start from the other's weights, as '{name}' differs; give "
-                    "both the same channels, widths, blocks, attention, patch and embedding."
-                )
-            value.copy_(given)
-
     def stages(self) -> Iterator[nn.ModuleList]:
         """Each residual block with what follows it, a list of two."""
         for level in [*self.down, *self.up]:
