@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -26,6 +26,15 @@ from torch.nn import functional
 MARGIN = 24  # pixels of texture beyond the image
 TOLERANCE = 1e-3  # pixels, of the solution of p + F(p) = x
 AT_ONCE = 10  # frames drawn together
+MOST_SWAY = 4.0  # by which a scene may be made to sway more than it was drawn
+
+PETALS = (  # colours of blossoms
+    ((0.90, 0.30, 0.40), (0.95, 0.75, 0.30), (1.00, 0.95, 0.80)),
+    ((0.95, 0.80, 0.20), (1.00, 0.90, 0.45), (0.98, 0.65, 0.15)),
+    ((0.55, 0.35, 0.75), (0.75, 0.55, 0.90), (0.92, 0.85, 0.98)),
+    ((0.98, 0.96, 0.92), (0.90, 0.88, 0.95), (1.00, 0.85, 0.88)),
+    ((0.80, 0.12, 0.15), (0.95, 0.35, 0.30), (0.98, 0.60, 0.50)),
+)
 
 Field = Callable[[Tensor], Tensor]  # places (..., 2) in pixels, x before y, to values at them
 
@@ -38,7 +47,8 @@ class Garden:
         width, height: of the image in pixels.
         frames: T, frames after the start frame.
         frames_per_second: of the video.
-        sway: the largest displacement of any pixel in pixels.
+        sway: the largest displacement in pixels of what is seen in the start frame of a clip; each
+            clip reaches it, unless only water moves.
         lowest, highest: natural frequencies in hertz lie between these.
         stems, pendulums, cloths: how many of each there are.
         water: whether a pond lies at the bottom.
@@ -93,6 +103,10 @@ class Mode:
     frequency: float
     damping: float
     phase: float
+
+    def larger(self, factor: float) -> Mode:
+        """The same mode with another size."""
+        return replace(self, shape=lambda places: factor * self.shape(places))
 
     def coordinate(self, seconds: Tensor) -> Tensor:
         """``q(t)``, like ``seconds``."""
@@ -173,7 +187,26 @@ def scene(garden: Garden, clip: int = 0) -> tuple[Layer, ...]:
     layers += [_cloth(garden, draw) for _ in range(garden.cloths)]
     layers += [_pendulum(garden, draw) for _ in range(garden.pendulums)]
     layers += [_stem(garden, draw) for _ in range(garden.stems)]
-    return tuple(layers)
+    return _swaying_fully(garden, layers)
+
+
+def _swaying_fully(garden: Garden, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The same layers, all but water swaying more, until one reaches the sway asked for."""
+    places = _places(garden)
+    mask = _topmost(torch.stack([layer.opacity(places) for layer in layers]))
+    seconds = torch.arange(1, garden.frames + 1) / garden.frames_per_second
+    free = [layer.kind != "water" and bool(layer.modes) for layer in layers]
+    largest = 0.0
+    for number, layer in enumerate(layers):
+        seen = places[mask == number]
+        if free[number] and len(seen):
+            moved = layer.displacement(seen[None], seconds)
+            largest = max(largest, moved.norm(dim=-1).max().item())
+    factor = min(garden.sway / largest, MOST_SWAY) if largest > 0 else 1.0
+    return tuple(
+        replace(layer, modes=tuple(mode.larger(factor) for mode in layer.modes)) if some else layer
+        for layer, some in zip(layers, free, strict=True)
+    )
 
 
 def _draw(
@@ -317,11 +350,17 @@ def _along(x: Tensor, y: Tensor) -> Tensor:
 def _background(garden: Garden, draw: _Draw) -> Layer:
     sky = draw.texture([[0.55, 0.72, 0.88], [0.80, 0.88, 0.93], [0.93, 0.93, 0.90]], 60)
     ground = draw.texture([[0.20, 0.28, 0.14], [0.42, 0.50, 0.22], [0.55, 0.52, 0.30]], 9)
+    hill = draw.texture([[0.36, 0.47, 0.45], [0.47, 0.58, 0.50], [0.55, 0.64, 0.52]], 14)
     horizon = garden.height * draw.uniform(0.5, 0.7)
+    high = garden.height * draw.uniform(0.05, 0.12)
+    waves = [(draw.uniform(0.4, 2.5), draw.uniform(0, 2 * math.pi)) for _ in range(3)]
 
     def colour(p: Tensor) -> Tensor:
+        angle = 2 * math.pi * p[..., 0] / garden.width
+        ridge = sum(torch.cos(number * angle + phase) / 3 for number, phase in waves)
+        away = _soft((p[..., 1] - horizon + high * (1 + ridge)) / 2)[..., None]
         below = _soft((p[..., 1] - horizon) / 3)[..., None]
-        return torch.lerp(sky(p), ground(p), below)
+        return torch.lerp(torch.lerp(sky(p), hill(p), away), ground(p), below)
 
     return Layer("background", colour, lambda p: torch.ones_like(p[..., 0]))
 
@@ -369,10 +408,15 @@ def _cloth(garden: Garden, draw: _Draw) -> Layer:
     def opacity(p: Tensor) -> Tensor:
         across = width / 2 - (p[..., 0] - left - width / 2).abs()
         down = length / 2 - (p[..., 1] - top - length / 2).abs()
-        return _soft(torch.minimum(across, down))
+        line = 0.6 - (p[..., 1] - top).abs()  # it hangs from it, across the whole picture
+        return _soft(torch.maximum(torch.minimum(across, down), line))
+
+    def coloured(p: Tensor) -> Tensor:
+        line = _soft(1 - (p[..., 1] - top).abs())[..., None]
+        return torch.lerp(colour(p), p.new_tensor([0.32, 0.26, 0.22]), line)
 
     modes = (draw.mode(swing(1), 0.65), draw.mode(swing(2), 0.2, octave=1))
-    return Layer("cloth", colour, opacity, modes)
+    return Layer("cloth", coloured, opacity, modes)
 
 
 def _pendulum(garden: Garden, draw: _Draw) -> Layer:
@@ -403,7 +447,8 @@ def _stem(garden: Garden, draw: _Draw) -> Layer:
     thick = draw.uniform(1.6, 3.0)
     head = garden.height * draw.uniform(0.035, 0.07)
     green = draw.texture([[0.10, 0.30, 0.08], [0.30, 0.55, 0.15], [0.55, 0.70, 0.25]], 6)
-    flower = draw.texture([[0.9, 0.3, 0.4], [0.95, 0.75, 0.3], [1.0, 0.95, 0.8]], 5)
+    flower = draw.texture(PETALS[int(draw.uniform(0, len(PETALS)))], 5)
+    petals = int(draw.uniform(5, 9))
     leaves = [
         (draw.uniform(0.25, 0.85), side * draw.uniform(0.3, 0.9), head * draw.uniform(1.2, 2.2))
         for side in (-1, 1, -1, 1)
@@ -417,6 +462,10 @@ def _stem(garden: Garden, draw: _Draw) -> Layer:
 
         return displacement
 
+    def blossom(x: Tensor, up: Tensor) -> Tensor:
+        edge = head * (0.9 + 0.2 * torch.cos(petals * torch.atan2(up, x)))
+        return edge - torch.hypot(x, up)
+
     def opacity(p: Tensor) -> Tensor:
         x, up = p[..., 0] - base, foot - p[..., 1]
         taper = thick * (1 - 0.5 * (up / length).clamp(0, 1))
@@ -427,11 +476,13 @@ def _stem(garden: Garden, draw: _Draw) -> Layer:
             blade = 0.22 * size * torch.sin(math.pi * along / size) - off.abs()
             blade = torch.minimum(blade, torch.minimum(away, size - away))
             inside = torch.maximum(inside, blade)
-        return _soft(torch.maximum(inside, head - torch.hypot(x, up - length)))
+        return _soft(torch.maximum(inside, blossom(x, up - length)))
 
     def colour(p: Tensor) -> Tensor:
-        in_head = _soft(head - torch.hypot(p[..., 0] - base, foot - p[..., 1] - length))
-        return torch.lerp(green(p), flower(p), in_head[..., None])
+        x, up = p[..., 0] - base, foot - p[..., 1] - length
+        coloured = torch.lerp(green(p), flower(p), _soft(1 + blossom(x, up))[..., None])
+        middle = _soft(0.38 * head - torch.hypot(x, up))[..., None]
+        return torch.lerp(coloured, p.new_tensor([0.42, 0.24, 0.10]), middle)
 
     modes = (
         draw.mode(bend(lambda s: s**2 * (3 - s) / 2 / 1.3), 0.75),
