@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, TypeVar
 
@@ -14,16 +14,15 @@ Result = TypeVar("Result")
 
 
 def in_order(
-    work: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+    work: Callable[[Task], Result], tasks: Iterable[Task], workers: int
 ) -> Iterator[Result]:
     """`work(task)` for each task, in order; few results are waiting at any time.
 
     Args:
         work: A function of a module, or a partial of one: it is sent to the processes.
-        tasks: What to do.
+        tasks: What to do; they are asked for as they are needed.
         workers: Processes; with 1 this one does the work.
     """
-    workers = min(workers, len(tasks))
     if workers <= 1:
         yield from map(work, tasks)
         return
