@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
 Task = TypeVar("Task")
@@ -26,8 +27,7 @@ def in_order(
     if workers <= 1:
         yield from map(work, tasks)
         return
-    # Spawned: a fork would copy threads of torch in the middle of what they do.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread)
+    pool = ProcessPoolExecutor(workers, _processes(work), _one_thread)
     pending: deque[Future[Result]] = deque()
     try:
         for task in tasks:
@@ -44,6 +44,18 @@ def cores() -> int:
     """How many processes can work at once here."""
     given: Any = getattr(os, "sched_getaffinity", None)
     return len(given(0)) if given else os.cpu_count() or 1
+
+
+def _processes(work: Callable[..., Any]) -> BaseContext:
+    """Processes that are no copies of this one, whose threads a copy would find half-way.
+
+    Where there is a fork server, it imports what they need once for all of them.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([getattr(work, "func", work).__module__])
+    return context
 
 
 def _one_thread() -> None:
