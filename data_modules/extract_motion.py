@@ -204,7 +204,9 @@ def probe(path: Path, frames: int, fps: float | None = None) -> Video:
                 f"{steps.max() * 1e3:.0f} ms between frames; convert it to a constant rate, or say "
                 "--fps to take its frames as evenly spaced."
             )
-        rate = (len(known) - 1) / (known[-1] - known[0])
+        measured = (len(known) - 1) / (known[-1] - known[0])
+        # What a file says is more exact than its clock, if it is not about something else.
+        rate = rate if abs(rate / measured - 1) < 0.01 else measured
     return Video(path, path.name, float(fps or rate or 30.0), len(times))
 
 
