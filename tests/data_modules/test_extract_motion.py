@@ -114,7 +114,8 @@ def test_a_clip_holds_what_it_is_to_hold(tmp_path: Path, garden: np.ndarray) -> 
     assert set(found["source"].values) == {"sway.mkv"}
     assert ((found["quality"] > 0.8) & (found["quality"] <= 1)).all()
     size = np.linalg.norm(found["displacement"].values.astype(float), axis=2).max(1)
-    assert np.array_equal(found["mask"] > 0, size > extract_motion.STILL)
+    sure = np.abs(size - extract_motion.STILL) > 0.01  # whatever rounding to float16 does
+    assert np.array_equal((found["mask"].values > 0)[sure], (size > extract_motion.STILL)[sure])
     assert found.attrs["method"] == "dis"
     assert found.attrs["videos"] == [video]
 
@@ -218,6 +219,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
     assert len(followed) == 6 + 2  # of 7 tasks, 5 were done
 
 
+@pytest.mark.slow
 def test_several_processes_give_the_same(tmp_path: Path, garden: np.ndarray) -> None:
     video = write(tmp_path / "v.mkv", garden)
     one, two = (extract(tmp_path / f"{n}.zarr", video, workers=n) for n in (1, 2))
