@@ -21,6 +21,8 @@ from dyngen.simulate.garden import Garden, Layer, simulate
 
 logger = logging.getLogger(__name__)
 
+MOVES = 0.1  # pixels; what moves less at all times is not in the mask
+
 
 def write_garden(
     out: Path | str,
@@ -96,7 +98,7 @@ def draw(parameters: Garden, frames: bool, number: int) -> MotionClip:
         source=f"garden {parameters.seed} clip {number}",
         start_frame=0,
         frames=video[1:] if frames else None,
-        mask=(clip.displacement.abs().amax((0, 1)) > 0).numpy().astype(np.uint8),
+        mask=(clip.displacement.norm(dim=1).amax(0) > MOVES).numpy().astype(np.uint8),
         object=clip.mask.numpy().astype(np.uint8),
         scene=json.dumps(_told(clip.layers, clip.mask)),
     )
