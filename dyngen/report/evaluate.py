@@ -65,10 +65,12 @@ def evaluate(
     Args:
         forecasts: by system, (initial, member, lead, y, x), in physical units.
         truth: what came true, (initial, lead, y, x).
-        reference: held-out truth, (trajectory or sample, time, y, x) or (time, y, x): its mean at
-            every point is what anomalies are taken from, and free runs are compared with it.
+        reference: held-out truth, (trajectory or sample, time, y, x) or (time, y, x): free runs
+            are compared with it.
         initial_frames: the last given frames, (initial, y, x); without it no `persistence`.
-        training: what `climatology` draws from, laid out like the reference; None: the reference.
+        training: what `climatology` draws from, laid out like the reference, and whose mean at
+            every point is what anomalies are taken from, of the truth and of systems alike; None:
+            the reference.
         free_runs: by system, (member, time, y, x), of any length.
         area_weights: over the spatial dimensions, or one of them; None: all points count alike.
         periodic: whether y and x wrap around; where not, spectra are taken through a window.
@@ -119,10 +121,12 @@ def evaluate(
             name: as_runs(f"free run {name!r}", dataset, variable, space)
             for name, dataset in free_runs.items()
         }
+        past = as_runs("training", training, variable, space)
         yardstick = yardstick_of(
             runs,
             extent(runs, memory),
             area_weights,
+            centre=None if training is reference else extent(past, memory).mean,
             lags=lags,
             periodic=periodic,
             spacing=spacing,
@@ -131,7 +135,7 @@ def evaluate(
             {name: data[variable] for name, data in forecasts.items()},
             target,
             None if initial_frames is None else frames_of(initial_frames, variable, space),
-            as_runs("training", training, variable, space),
+            past,
         )
         lengths = lengths_of(
             [runs, *free.values()], yardstick, block=maxima_block, segment=wave_segment

@@ -130,7 +130,7 @@ def reference_scores(known: Climate, yardstick: Yardstick, seed: int) -> Scores:
         ("reference_mean", ""): ((), mean[0] + _area_mean(yardstick.centre, yardstick.area)),
         ("reference_std", ""): ((), std[0]),
         ("reference_increment_std", ""): ((), torch.tensor(climate.square_increment).sqrt()),
-        ("reference_mean_map", ""): (("y", "x"), yardstick.centre),
+        ("reference_mean_map", ""): (("y", "x"), climate.mean),
         ("reference_value_quantile", ""): (("level",), value_quantiles(climate, yardstick)),
         ("reference_value_histogram", ""): (
             ("bin",),

@@ -88,6 +88,7 @@ def yardstick_of(
     known: Extent,
     area_weights: xr.DataArray | None,
     *,
+    centre: Tensor | None = None,
     lags: tuple[int, ...],
     periodic: tuple[bool, bool],
     spacing: tuple[float, float],
@@ -98,6 +99,9 @@ def yardstick_of(
         reference: (run, time, y, x).
         known: its extent.
         area_weights: over the spatial dimensions, or one of them; None: all points count alike.
+        centre: ``(H, W)`` a climatological mean that does not come from the reference. About its
+            own mean the reference varies less than anything else does, the less the fewer its runs.
+            None: its own.
         lags, periodic, spacing: as they are to be.
 
     Raises:
@@ -118,7 +122,7 @@ def yardstick_of(
         area = torch.tensor(given, dtype=torch.float64).reshape(sizes).expand(shape)
     largest = 2 * known.largest_increment or 1.0
     return Yardstick(
-        centre=known.mean,
+        centre=known.mean if centre is None else torch.where(centre.isnan(), known.mean, centre),
         area=torch.where(known.mean.isnan(), 0.0, area),
         lags=tuple(lags),
         value_edges=_edges(known.lowest, known.highest, FINE),

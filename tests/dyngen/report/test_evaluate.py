@@ -64,7 +64,7 @@ def test_each_score_equals_the_plain_formula(world: dict[str, Any], scores: xr.D
     np.testing.assert_allclose(of(scores, "bias", "guided"), error.mean((0, 2, 3)), atol=1e-7)
     rmse = np.sqrt((error**2).mean((0, 2, 3)))
     np.testing.assert_allclose(of(scores, "rmse", "guided"), rmse, rtol=1e-5)
-    centre = world["reference"]["vorticity"].values.astype(float).mean((0, 1))
+    centre = world["training"]["vorticity"].values.astype(float).mean((0, 1))
     ratio = (ensemble - centre).std() / (truth - centre).std()
     np.testing.assert_allclose(of(scores, "std_ratio", "guided"), ratio, rtol=1e-6)
     expected = autocorrelation(
