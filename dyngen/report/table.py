@@ -104,12 +104,33 @@ def _columns(summary: Mapping[str, Any], leads: Sequence[int]) -> list[Column]:
         Column("std ratio →1", from_one, of("std_ratio")),
         Column("LSD dB ↓", abs, of("log_spectral_distance_db")),
     ]
+    distances = summary.get("feature_distances", {})
+    for kind in ("FID", "FVD", "free_FVD"):
+        name = next((n for n in distances if n.startswith(f"{kind}_") and _is_plain(n)), None)
+        if name is not None:
+            columns.append(_distance_column(name))
     if summary.get("free_run"):
         columns += [
             Column("free run: std →1", from_one, free("end_std_ratio")),
             Column("free run: LSD dB ↓", abs, free("end_log_spectral_distance_db")),
         ]
     return columns
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it is a distance of all films together, not a curve nor what comes beside it."""
+    return not name.endswith(("_floor", "_spread", "_lead"))
+
+
+def _distance_column(name: str) -> Column:
+    """A feature distance under its full name, for it says nothing without its features."""
+    kind, _, features = name.removeprefix("free_").partition("_")
+    run = "free run: " if name.startswith("free_") else ""
+    return Column(
+        f"{run}{kind} {features} ↓",
+        abs,
+        lambda summary, system: summary["feature_distances"][name].get(system),
+    )
 
 
 def _cost(column: Column, value: Number) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 from dyngen.report.assessment import summarise_distances
 from dyngen.report.distance_figures import distance_figures
 from dyngen.report.feature_distances import Features, feature_distances
+from dyngen.report.table import score_table
 
 SPACE = ("y", "x")
 
@@ -178,3 +179,28 @@ def test_summary_and_figures() -> None:
     }
     bars = [bar.get_width() for bar in panels[0].patches]
     assert bars[1] == pytest.approx(summary["FID_mean"]["shifted"])
+
+
+def test_the_table_names_distances_with_their_features() -> None:
+    summary = {
+        "crps": {"a": {"1": 0.5}, "b": {"1": 0.6}},
+        "spread_skill": {},
+        "autocorrelation": {},
+        "std_ratio": {},
+        "log_spectral_distance_db": {},
+        "feature_distances": {
+            "FID_mean": {"truth": 0.1, "a": 3.0, "b": 2.0},
+            "FID_mean_floor": {"a": 0.2, "b": 0.2},
+            "FID_mean_lead": {"a": {"1": 1.0}},
+        },
+    }
+    headings, rows = score_table(summary)
+    column = headings.index("FID mean ↓") - 1
+    cells = {row.system: row.cells[column] for row in rows}
+    assert {system: cell.text for system, cell in cells.items()} == {
+        "a": "3.00",
+        "b": "2.00",
+        "truth": "0.100",
+    }
+    assert [system for system, cell in cells.items() if cell.best] == ["b"]
+    assert sum("FID" in heading for heading in headings) == 1
