@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import math
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -135,9 +136,7 @@ def render(
         "AMBIENT": _data_address(tiny, quality=80),
     }
     page = (assets / "page.html").read_text(encoding="utf-8")
-    for name, value in parts.items():
-        page = page.replace(f"{{{{{name}}}}}", value, 1)
-    return page
+    return re.sub(r"\{\{([A-Z]+)\}\}", lambda found: parts[found.group(1)], page)
 
 
 def find_modes(

@@ -8,9 +8,13 @@ import pytest
 import yaml
 
 from dyngen.cli import main
+from dyngen.contest import read_contest
+from dyngen.rollout import Sampling
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
+CONTESTS = [path for path in EXPERIMENTS if path.stem == "contest"]
+CONFIGURATIONS = [path for path in EXPERIMENTS if path.stem != "contest"]
 IMAGE = ROOT / "experiments" / "turbulence" / "image.yaml"
 
 
@@ -92,9 +96,34 @@ def test_a_cube_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "nothing.zarr" in said
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", CONTESTS, ids=lambda path: path.parent.name)
+def test_contests_name_what_there_is(path: Path) -> None:
+    contest = read_contest(path)
+    for name in contest.models:
+        assert (path.parent / f"{name}.yaml").is_file()
+    trained = {
+        yaml.safe_load((path.parent / f"{name}.yaml").read_text())["trainer"]["logger"][
+            "init_args"
+        ]["version"]
+        for name in contest.models
+    }
+    assert {system.model for system in contest.systems.values()} <= trained
+    assert all(Sampling(**system.sampling) for system in contest.systems.values())
+
+
+def test_a_contest_with_a_mistake_is_told(tmp_path: Path) -> None:
+    text = CONTESTS[0].read_text().replace("seeds:", "sedes:")
+    (tmp_path / "contest.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"contest\.yaml is not understood .*sedes"):
+        read_contest(tmp_path / "contest.yaml")
+    with pytest.raises(ValueError, match="does not exist"):
+        read_contest(tmp_path / "other.yaml")
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_experiments_hold_only_what_differs_from_the_defaults_and_parse(path: Path) -> None:
-    verb = {"rollout": ["rollout"], "cube": ["simulate", "turbulence"]}.get(path.stem, ["fit"])
+    makes = ["simulate", path.parent.name]
+    verb = {"rollout": ["rollout"], "cube": makes}.get(path.stem, ["fit"])
     program = [sys.executable, "-c", "from dyngen.cli import main; main()"]
     arguments = [*verb, "--config", str(path), "--print_config"]
     done = subprocess.run([*program, *arguments], capture_output=True, text=True, cwd=ROOT)
