@@ -15,10 +15,12 @@ from data_modules.errors import DataError
 from dyngen.callbacks.cost import rollout_cost, write_cost
 from dyngen.callbacks.world import initial_field
 from dyngen.models.checkpoints import load_model, read_checkpoint, training_cost
-from dyngen.rollout import provenance_of, write_rollout
+from dyngen.rollout import write_rollout
 from dyngen.rollout.sampling import Sampling, frame_sampler, weights_digest
 
 log = logging.getLogger(__name__)
+
+ROOM = 64  # frames
 
 
 def forecast(
@@ -71,10 +73,7 @@ def forecast(
     if trained.cube is not None:
         check_compatible(trained.cube, description)
         description = trained.cube  # normalised as in training, whatever this cube's statistics
-    # Initial states leave room for the truth to compare with; an extended rollout keeps its own.
-    room = provenance_of(out).get("room")
-    if room is None:
-        room = _room(data, split, initial_states, before, steps)
+    room = _room(data, split, initial_states, before)
     frames, times = data.initial_states(split, initial_states, before, room)
     frames, times = frames[:, before - given : before], times[:, before - given : before]
     places = data.initial_places(split, initial_states, before, room)
@@ -101,7 +100,6 @@ def forecast(
             "checkpoint": str(model),
             "data": data.path,
             "dyngen": version("dyngen"),
-            "room": room,
         },
         batch_size=batch_size,
         denormalise=along,
@@ -119,13 +117,18 @@ def forecast(
         log.info("%s was finished already", out)
 
 
-def _room(data: ClimateCubeDataModule, split: str, count: int, history: int, steps: int) -> int:
-    """Frames that the cube has after each initial state: those of the rollout, or none."""
+def _room(data: ClimateCubeDataModule, split: str, count: int, history: int) -> int:
+    """Frames that the cube has after each initial state, for the truth to compare with.
+
+    They do not depend on the steps asked for: a rollout that is extended starts where it did.
+    """
+    shortest = min(stop - start for start, stop in data.split(split).runs) // data.frame_stride
+    room = min(shortest // 4, ROOM)
     try:
-        data.initial_places(split, count, history, steps)
+        data.initial_places(split, count, history, room)
     except DataError:
-        return 0  # a free run is longer than any window
-    return steps
+        return 0
+    return room
 
 
 def _device(name: str) -> torch.device:

@@ -90,7 +90,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _innermost(message: str) -> str:
-    """What a constructor said, out of jsonargparse's list of all that an argument could have been."""
+    """What a constructor said, out of jsonargparse's list of what an argument could have been."""
     if not message.startswith("Does not validate against any of the Union subtypes"):
         return message
     reasons = re.findall(r"^ *- (.+?)(?=^ *- |^Given value|\Z)", message, re.MULTILINE | re.DOTALL)

@@ -19,7 +19,7 @@ def score_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
         summary: As `summarise` gives it, perhaps with further keys.
     """
     for name, scores in by_variable(summary).items():
-        headings, rows = score_table(scores)
+        headings, rows = score_table(scores, distances=False)  # eighty characters are few
         table = Table(*headings, title=name or None, box=None, collapse_padding=True)
         table.columns[0].no_wrap = True
         for column in table.columns[1:]:

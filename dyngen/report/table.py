@@ -42,7 +42,7 @@ class Row:
 
 
 def score_table(
-    summary: Mapping[str, Any], leads: Sequence[int] = (1, 2, 5, 10)
+    summary: Mapping[str, Any], leads: Sequence[int] = (1, 2, 5, 10), distances: bool = True
 ) -> tuple[list[str], list[Row]]:
     """Headings and rows of the scores of one variable.
 
@@ -53,12 +53,13 @@ def score_table(
     Args:
         summary: of one variable, as :func:`~dyngen.report.summary.summarise` gives it.
         leads: for CRPS, in steps; those that were not forecast are left out.
+        distances: whether with columns of feature distances, whose names are long.
 
     Returns: titles of the columns, the first being the system's; and rows, best CRPS first.
     """
     crps = summary["crps"]
     known = {int(lead) for scores in crps.values() for lead in scores}
-    columns = _columns(summary, [lead for lead in leads if lead in known])
+    columns = _columns(summary, [lead for lead in leads if lead in known], distances)
     first = str(min(known, default=1))
     systems = sorted(crps, key=lambda s: _or_inf(crps[s].get(first)))
     free = [s for s in summary.get("free_run", {}) if s not in systems]
@@ -76,7 +77,7 @@ def score_table(
     return ["system", *(c.title for c in columns)], [Row(s, tuple(rows[s])) for s in order]
 
 
-def _columns(summary: Mapping[str, Any], leads: Sequence[int]) -> list[Column]:
+def _columns(summary: Mapping[str, Any], leads: Sequence[int], distances: bool) -> list[Column]:
     target = summary["autocorrelation"].get("truth", {}).get("1")
 
     def at(score: str, step: int) -> Callable[[Mapping[str, Any], str], Number]:
@@ -104,9 +105,9 @@ def _columns(summary: Mapping[str, Any], leads: Sequence[int]) -> list[Column]:
         Column("std ratio →1", from_one, of("std_ratio")),
         Column("LSD dB ↓", abs, of("log_spectral_distance_db")),
     ]
-    distances = summary.get("feature_distances", {})
+    known = summary.get("feature_distances", {}) if distances else {}
     for kind in ("FID", "FVD", "free_FVD"):
-        name = next((n for n in distances if n.startswith(f"{kind}_") and _is_plain(n)), None)
+        name = next((n for n in known if n.startswith(f"{kind}_") and _is_plain(n)), None)
         if name is not None:
             columns.append(_distance_column(name))
     if summary.get("free_run"):

@@ -25,7 +25,6 @@ from dyngen.rollout.store import (
     RolloutError,
     open_rollout,
     prepare_store,
-    provenance_of,
 )
 
 __all__ = [
@@ -46,7 +45,6 @@ __all__ = [
     "layout_for",
     "open_rollout",
     "prepare_store",
-    "provenance_of",
     "rollout",
     "rollout_blocks",
     "weights_digest",

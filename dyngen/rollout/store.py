@@ -87,18 +87,6 @@ def open_rollout(path: str | os.PathLike[str]) -> xr.Dataset:
     return data.isel({axis: slice(0, reached // layout.every)})
 
 
-def provenance_of(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a rollout remembers of where it comes from; nothing where there is no rollout.
-
-    Raises:
-        RolloutError: when something else is at `path`.
-    """
-    if not Path(path).exists():
-        return {}
-    found: dict[str, Any] = json.loads(_attributes(Path(path))["dyngen_provenance"])
-    return found
-
-
 class RolloutStore:
     """A rollout being written; `prepare_store` makes or reopens one.
 
