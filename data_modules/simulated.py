@@ -26,7 +26,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from dyngen.simulate.turbulence import Turbulence, evolve
+from dyngen.simulate.turbulence import Turbulence, evolve, steady_force_curl
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def _side_by_side(
 def _create(
     path: Path, parameters: Turbulence, trajectories: int, frames: int, seed: int
 ) -> zarr.Array:
-    """An empty cube with its coordinates and attributes; returns the vorticity array."""
+    """An empty cube with its coordinates and steady force; returns the vorticity array."""
     n = parameters.output_resolution
     group = zarr.create_group(path, zarr_format=3)
     group.attrs.update(
@@ -173,6 +173,13 @@ def _create(
     for name, (values, attributes) in coordinates.items():
         group.create_array(name, data=values, dimension_names=[name], attributes=attributes)
 
+    if parameters.kolmogorov_amplitude:  # what no model can see in a frame: where the force lies
+        group.create_array(
+            "force_curl",
+            data=steady_force_curl(parameters, n).numpy().astype("float32"),
+            dimension_names=DIMENSIONS[2:],
+            attributes={"long_name": "curl of the steady force", "units": "1"},
+        )
     chunk, shard = _lengths(parameters, frames)
     return group.create_array(
         "vorticity",

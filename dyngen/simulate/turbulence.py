@@ -310,6 +310,22 @@ def _velocity(
     return velocity
 
 
+def steady_force_curl(parameters: Turbulence, points: int) -> Tensor:
+    """Curl of the steady force `A sin(k y)` along x, which is `-A k cos(k y)`.
+
+    Args:
+        parameters: The world.
+        points: Grid points along each axis, the first at the origin.
+
+    Returns:
+        (points, points) in float64, zeros where there is no such force.
+    """
+    k = 2 * math.pi / parameters.box * parameters.kolmogorov_wavenumber
+    y = torch.arange(points, dtype=torch.float64) * (parameters.box / points)
+    curl = -parameters.kolmogorov_amplitude * k * torch.cos(k * y)
+    return curl[:, None].expand(points, points)
+
+
 def _tendency(
     parameters: Turbulence, device: torch.device | str
 ) -> Callable[[Tensor, Tensor], Tensor]:
@@ -322,11 +338,8 @@ def _tendency(
     n = parameters.resolution
     shear = ((k.x**2 - k.y**2) * k.kept).to(device, parameters.complex_dtype)
     strain = (k.x * k.y * k.kept).to(device, parameters.complex_dtype)
-    force = torch.zeros(n, n // 2 + 1, dtype=torch.complex128)
-    if parameters.kolmogorov_amplitude:
-        wave = parameters.kolmogorov_wavenumber  # curl of A sin(k y) along x: -A k cos(k y)
-        wavenumber = 2 * math.pi / parameters.box * wave
-        force[wave, 0] = force[-wave, 0] = -parameters.kolmogorov_amplitude * wavenumber / 2
+    grid = steady_force_curl(parameters, n)
+    force = torch.fft.rfft2(grid, norm="forward") * k.kept
     force = force.to(device, parameters.complex_dtype)
 
     def tendency(u: Tensor, v: Tensor) -> Tensor:

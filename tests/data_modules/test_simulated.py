@@ -106,6 +106,24 @@ def test_it_opens_with_xarray_without_a_warning_and_says_what_it_is(cube: Path) 
     assert dataset.attrs["Conventions"].startswith("CF-")
 
 
+def test_it_says_where_the_steady_force_lies(cube: Path, tmp_path: Path) -> None:
+    """The curl of (A sin(k y), 0), by differences of the force on a fine grid."""
+    curl = xr.open_zarr(cube)["force_curl"]
+    assert curl.dims == ("y", "x")
+    k, step = 2 * np.pi * SMALL.kolmogorov_wavenumber / SMALL.box, 1e-4
+    y = np.asarray(curl["y"])
+
+    def force(y: np.ndarray) -> np.ndarray:
+        return np.asarray(SMALL.kolmogorov_amplitude * np.sin(k * y))
+
+    expected = -(force(y + step) - force(y - step)) / (2 * step)
+    np.testing.assert_allclose(curl, np.repeat(expected[:, None], 8, axis=1), atol=1e-6)
+
+    calm = replace(SMALL, kolmogorov_amplitude=0.0)
+    other = write_turbulence(tmp_path / "calm.zarr", calm, trajectories=1, frames=2, progress=False)
+    assert set(xr.open_zarr(other).data_vars) == {"vorticity"}
+
+
 def test_it_is_sharded_zarr_v3(cube: Path) -> None:
     metadata = json.loads((cube / "vorticity" / "zarr.json").read_text())
     assert metadata["zarr_format"] == 3
