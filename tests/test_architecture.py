@@ -24,7 +24,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "numpy", "lightning", "diffusers", "safetensors"},
     ),
     "view": ({"motion"}, {"torch", "numpy", "xarray", "scipy", "PIL"}),
-    "report": ({"metrics"}, {"numpy", "xarray", "matplotlib", "torch", "PIL"}),
+    "report": ({"metrics"}, {"numpy", "xarray", "matplotlib", "torch", "PIL", "cartopy"}),
 }
 ABOVE = {"callbacks": {"rollout", "metrics", "report", "models", "diffusion", "data_modules"}}
 MACHINE_PATH = re.compile(r"(?<![\w.~$}])/(?:home|Users|root|tmp|work|mnt|scratch|data)/\w")
