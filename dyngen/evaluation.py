@@ -63,12 +63,12 @@ def evaluate_rollouts(
     with ExitStack() as files:
         opened = {place: files.enter_context(open_one(place, chunks={})) for _, place in named}
         data = ClimateCubeDataModule(
-            reference, variables=_variables(opened, reference, variables), splits=splits
+            reference, variables=common_variables(opened, reference, variables), splits=splits
         )
         forecasts: dict[str, xr.Dataset] = {}
         free_runs: dict[str, xr.Dataset] = {}
         for name, place in named:
-            run = _fitting(place, opened[place], data)
+            run = fitting(place, opened[place], data)
             kind, of_kind = (
                 ("free run", free_runs) if "time" in run.dims else ("forecast", forecasts)
             )
@@ -154,7 +154,7 @@ def _named(rollouts: list[str]) -> list[tuple[str, str]]:
     return found
 
 
-def _variables(
+def common_variables(
     opened: dict[str, xr.Dataset], reference: str, wanted: list[str] | None
 ) -> list[str]:
     """Variables that all have, in the order of the reference."""
@@ -177,7 +177,7 @@ def _variables(
     return wanted or common
 
 
-def _fitting(place: str, dataset: xr.Dataset, data: ClimateCubeDataModule) -> xr.Dataset:
+def fitting(place: str, dataset: xr.Dataset, data: ClimateCubeDataModule) -> xr.Dataset:
     """A rollout with this library's dimensions and the reference's grid and units."""
     cube = data.cube
     try:

@@ -11,7 +11,7 @@ import html
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,19 +178,46 @@ def write_report(
         provenance: name -> value, or a mapping of names to values, shown at the end.
         title: heading of the page.
     """
-    path = Path(path)
     tables = "".join(_table(name, one) for name, one in by_variable(summary).items())
     tables += _costs(summary.get("costs") or {})
     drawn = "".join(_figure(name, figure) for name, figure in figures.items())
+    return write_page(
+        path,
+        title=title,
+        measured=_measured(scores),
+        tables=tables,
+        figures=_animation(animation) + drawn,
+        provenance={**(provenance or {}), "measured": dict(scores.attrs)},
+    )
+
+
+def write_page(
+    path: str | Path,
+    *,
+    title: str,
+    measured: str,
+    tables: str,
+    figures: str,
+    provenance: Mapping[str, Any],
+) -> Path:
+    """Write a page in the house's dress, replacing what was there at once.
+
+    Args:
+        path: the HTML file.
+        title: heading of the page.
+        measured: the line below it.
+        tables, figures: HTML, as `page_table` and `page_figure` make it.
+        provenance: name -> value, or a mapping of names to values, shown at the end.
+    """
+    path = Path(path)
     page = PAGE.format(
         title=html.escape(title),
-        measured=html.escape(_measured(scores)),
+        measured=html.escape(measured),
         light="".join(f"--{_name(colour)}:{colour};" for colour in DARK_PAGE),
         dark="".join(f"--{_name(colour)}:{other};" for colour, other in DARK_PAGE.items()),
         tables=tables,
-        animation=_animation(animation),
-        figures=drawn,
-        provenance=_provenance({**(provenance or {}), "measured": dict(scores.attrs)}),
+        figures=figures,
+        provenance=_provenance(provenance),
     )
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(page, encoding="utf-8")
@@ -198,7 +225,7 @@ def write_report(
     return path
 
 
-def figure_svg(name: str, figure: Figure) -> str:
+def figure_svg(name: str, figure: Figure, heading: str = "") -> str:
     """A figure as SVG whose fixed colours are variables of the page it stands in."""
     file = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
@@ -210,7 +237,7 @@ def figure_svg(name: str, figure: Figure) -> str:
     for colour in DARK_PAGE:
         text = text.replace(colour, f"var(--{_name(colour)})")
     return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1).replace(
-        "<svg ", f'<svg role="img" aria-label="{html.escape(CAPTIONS.get(name, (name,))[0])}" ', 1
+        "<svg ", f'<svg role="img" aria-label="{html.escape(heading or name)}" ', 1
     )
 
 
@@ -241,17 +268,20 @@ def _table(name: str, summary: Mapping[str, Any]) -> str:
 
 
 def _costs(costs: Mapping[str, Any]) -> str:
-    if not costs:
-        return ""
-    head = "".join(f"<th scope='col'>{html.escape(h)}</th>" for h in HEADINGS)
+    return page_table("what it cost", HEADINGS, cost_table(costs)) if costs else ""
+
+
+def page_table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as HTML, of plain texts; the first of each row is its heading."""
+    head = "".join(f"<th scope='col'>{html.escape(h)}</th>" for h in headings)
     body = "".join(
         f"<tr><th scope='row'>{html.escape(row[0])}</th>"
         + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
         + "</tr>"
-        for row in cost_table(costs)
+        for row in rows
     )
     return (
-        "<div class=scroll><table><caption>what it cost</caption>"
+        f"<div class=scroll><table><caption>{html.escape(caption)}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -270,10 +300,15 @@ def _animation(gif: bytes | None) -> str:
 
 def _figure(name: str, figure: Figure) -> str:
     heading, text = CAPTIONS.get(name, (name.replace("_", " "), ""))
+    return page_figure(name, figure, heading, text, wide=name in WIDE)
+
+
+def page_figure(name: str, figure: Figure, heading: str, text: str, wide: bool = False) -> str:
+    """A figure with its caption as HTML; the name is told once on a page."""
     return (
-        f"<figure{' class=wide' if name in WIDE else ''} id='{html.escape(name)}'>"
+        f"<figure{' class=wide' if wide else ''} id='{html.escape(name)}'>"
         f"<figcaption><b>{html.escape(heading)}</b> {html.escape(text)}</figcaption>"
-        f"{figure_svg(name, figure)}</figure>"
+        f"{figure_svg(name, figure, heading)}</figure>"
     )
 
 
@@ -335,7 +370,7 @@ dt {{ color:var(--text) }} dd {{ margin:0; overflow-wrap:anywhere }}
 <main>
 <header><h1>{title}</h1><p>{measured}</p></header>
 {tables}
-<div class="figures">{animation}{figures}</div>
+<div class="figures">{figures}</div>
 <h2>Where this comes from</h2>
 {provenance}
 </main>
