@@ -25,6 +25,7 @@ LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
 WORDS = {
     "evaluate": ("rollouts", True),
     "compare": ("rollouts", True),
+    "drift": ("rollout", False),
     "inspect": ("cube", False),
     "rechunk": ("cube", False),
     "extract-motion": ("videos", True),
@@ -54,6 +55,8 @@ make and use:
                        score rollouts of any origin against a cube of what came true
   compare ROLLOUT ROLLOUT ... --reference CUBE
                        the same for several, and who is ahead
+  drift ROLLOUT --reference CUBE
+                       how far a run of many years strays, beside how far the truth does
   contest              train competing systems anew, roll out, compare
   inspect CUBE         say what a cube holds, how fast it streams, and what would be faster
   rechunk CUBE         write a cube again with other chunks
@@ -151,6 +154,7 @@ def _functions() -> dict[str, Callable[[], Callable[..., Any]]]:
         "rollout": lazily("dyngen.forecast", "forecast"),
         "evaluate": lazily("dyngen.evaluation", "evaluate_rollouts"),
         "compare": lazily("dyngen.evaluation", "compare_rollouts"),
+        "drift": lazily("dyngen.drift", "drift"),
         "contest": lazily("dyngen.contest", "contest"),
         "inspect": lazily("data_modules.inspect", "inspect"),
         "rechunk": lazily("data_modules.rechunk", "rechunk"),
