@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401 (here its log takes the standard error of no one test)
 import pytest
 import yaml
 
@@ -120,16 +121,33 @@ def test_a_contest_with_a_mistake_is_told(tmp_path: Path) -> None:
         read_contest(tmp_path / "other.yaml")
 
 
-@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_experiments_hold_only_what_differs_from_the_defaults_and_parse(path: Path) -> None:
+def printed_config(path: Path) -> list[str]:
+    """The command line that prints what an experiment comes to."""
     makes = ["simulate", path.parent.name]
     verb = {"rollout": ["rollout"], "cube": makes}.get(path.stem, ["fit"])
-    program = [sys.executable, "-c", "from dyngen.cli import main; main()"]
-    arguments = [*verb, "--config", str(path), "--print_config"]
-    done = subprocess.run([*program, *arguments], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    whole, given = yaml.safe_load(done.stdout), yaml.safe_load(path.read_text())
+    return [*verb, "--config", str(path), "--print_config"]
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_experiments_hold_only_what_differs_from_the_defaults_and_parse(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as done:
+        main(printed_config(path))
+    said = capsys.readouterr()
+    assert not done.value.code, said.err
+    whole, given = yaml.safe_load(said.out), yaml.safe_load(path.read_text())
     assert set(given) <= set(whole)
+
+
+def test_the_installed_program_says_the_same() -> None:
+    program = [sys.executable, "-c", "from dyngen.cli import main; main()"]
+    done = subprocess.run(
+        [*program, *printed_config(IMAGE)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(yaml.safe_load(IMAGE.read_text())) <= set(yaml.safe_load(done.stdout))
 
 
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
