@@ -38,8 +38,10 @@ $(TOOLS): pyproject.toml constraints.txt | $(READY)
 demo: $(READY)  ## data, training, rollouts, scores and report in runs/demo: 12 minutes on 2 cores
 	DYNGEN_SETUP_SECONDS=$$(cat $(READY)) $(DYNGEN) demo $(ARGS)
 
+# A process to each of two cores; WORKERS=0 is one process for all, as a debugger wants it.
+WORKERS ?= 2
 test: $(TOOLS)  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(TOOLS)  ## check style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
