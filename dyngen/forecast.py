@@ -14,8 +14,10 @@ from data_modules.climate_cube import ClimateCubeDataModule, check_compatible
 from data_modules.errors import DataError
 from dyngen.callbacks.cost import rollout_cost, write_cost
 from dyngen.callbacks.world import initial_field
+from dyngen.launch import launched, local_device
 from dyngen.models.checkpoints import load_model, read_checkpoint, training_cost
-from dyngen.rollout import write_rollout
+from dyngen.rollout import Field, Written, write_rollout
+from dyngen.rollout.progress import years_per_day
 from dyngen.rollout.sampling import Sampling, frame_sampler, weights_digest
 
 log = logging.getLogger(__name__)
@@ -29,20 +31,23 @@ def forecast(
     out: Path,
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
     split: Literal["train", "validate", "test"] = "test",
-    initial_states: int = 16,
+    initial_states: int | None = None,
     members: int = 8,
-    steps: int = 10,
+    steps: int | None = None,
+    years: int | None = None,
     every: int = 1,
     history: int | None = None,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> None:
     """Sample an ensemble from a trained model into a Zarr; run again, it goes on.
 
     Many initial states give dimensions (initial, member, lead, y, x), one gives (member, time, y,
-    x); both are CF, in physical units, and need nothing of dyngen to be read.
+    x); both are CF, in physical units, and need nothing of dyngen to be read. Launched as several
+    processes, by torchrun or srun, it shares the members out to them, and they write the same
+    bytes as one process would.
 
     Args:
         model: Checkpoint of a model that rolls out, such as a discriminator's `last.ckpt`.
@@ -50,14 +55,16 @@ def forecast(
         out: Zarr to write. One that is unfinished is gone on with, a longer run extends it.
         sampling: How frames are sampled.
         split: Part of the cube that initial states come from.
-        initial_states: Initial states, spread evenly over the split.
+        initial_states: Initial states, spread evenly over the split; by default 16, or 1 for years.
         members: Ensemble members from each.
-        steps: Frames to sample.
+        steps: Frames to sample; by default 10.
+        years: Instead of steps: as many as so many years of the cube's calendar have.
         every: Keep each so many-th frame.
         history: Frames up to and including the initial states, at least those that the model is
             given: with the same history and steps, different models start from the same states.
         seed: With initial state, member and step it decides the random numbers.
-        batch_size: The most frames sampled at a time.
+        batch_size: The most frames sampled at a time; by default 64 on a GPU, and on a CPU so many
+            that up to eight processes can share them.
         device: cpu, cuda, or auto.
         progress: Show frames per second and the time that is left.
 
@@ -65,56 +72,99 @@ def forecast(
         ValueError: If checkpoint, cube or settings do not fit together, or `out` holds something
             else.
     """
-    trained: Any = load_model(model)
-    sampler = frame_sampler(trained, sampling)
-    given = sampler.history_length
-    before = max(given, history or given)
-    description = data.description()
-    if trained.cube is not None:
-        check_compatible(trained.cube, description)
-        description = trained.cube  # normalised as in training, whatever this cube's statistics
-    room = _room(data, split, initial_states, before)
-    frames, times = data.initial_states(split, initial_states, before, room)
-    frames, times = frames[:, before - given : before], times[:, before - given : before]
-    places = data.initial_places(split, initial_states, before, room)
-    physical = data.normalisation.denormalise(frames, times)
-    along = Along(description, times[:, -1], data.cube.calendar)
-    histories = along.normalisation.normalise(physical, times)
-    context = along.context(getattr(sampler, "frames", 1))
-    place = _device(device)
-    written = write_rollout(
-        out,
-        sampler,
-        histories,
-        initial_field(data, places, description),
-        members=members,
-        steps=steps,
-        every=every,
-        seed=seed,
-        settings={
-            "model": type(trained).__name__,
-            "weights": weights_digest(trained),
-            "split": split,
-        },
-        provenance={
-            "checkpoint": str(model),
-            "data": data.path,
-            "dyngen": version("dyngen"),
-        },
-        batch_size=batch_size,
-        denormalise=along,
-        conditioning=context,
-        device=place,
-        progress=progress,
-    )
-    if written.frames:
-        training = training_cost(read_checkpoint(model))
-        cost = rollout_cost(trained, sampler, histories, written, training, place, context)
-        write_cost(out, cost)
-        rate = written.frames_per_second
-        log.info("%s: %d frames at %.1f frames/s on %s", out, written.frames, rate, place)
-    else:
-        log.info("%s was finished already", out)
+    with launched() as processes:
+        if not processes.first:
+            logging.getLogger("dyngen").setLevel(logging.WARNING)
+        steps, initial_states = _length(steps, years, initial_states)
+        trained: Any = load_model(model)
+        sampler = frame_sampler(trained, sampling)
+        given = sampler.history_length
+        before = max(given, history or given)
+        description = data.description()
+        if trained.cube is not None:
+            check_compatible(trained.cube, description)
+            description = trained.cube  # normalised as in training, whatever this cube's statistics
+        room = _room(data, split, initial_states, before)
+        frames, times = data.initial_states(split, initial_states, before, room)
+        frames, times = frames[:, before - given : before], times[:, before - given : before]
+        places = data.initial_places(split, initial_states, before, room)
+        physical = data.normalisation.denormalise(frames, times)
+        along = Along(description, times[:, -1], data.cube.calendar)
+        histories = along.normalisation.normalise(physical, times)
+        context = along.context(getattr(sampler, "frames", 1))
+        place = local_device(device, processes)
+        field = initial_field(data, places, description)
+        if years is not None:
+            steps = _steps_in_years(field, years, data.path)
+            steps = -(-steps // every) * every if every > 0 else steps
+            log.info("%d years from %s are %d steps", years, field.initial_times[0], steps)
+        written = write_rollout(
+            out,
+            sampler,
+            histories,
+            field,
+            members=members,
+            steps=steps,
+            every=every,
+            seed=seed,
+            settings={
+                "model": type(trained).__name__,
+                "weights": weights_digest(trained),
+                "split": split,
+            },
+            provenance={
+                "checkpoint": str(model),
+                "data": data.path,
+                "dyngen": version("dyngen"),
+            },
+            batch_size=batch_size,
+            denormalise=along,
+            conditioning=context,
+            device=place,
+            progress=progress,
+            processes=processes,
+        )
+        if not processes.first:
+            return
+        if written.frames:
+            training = training_cost(read_checkpoint(model))
+            cost = rollout_cost(trained, sampler, histories, written, training, place, context)
+            write_cost(out, cost)
+            _tell(out, written, place, processes.count)
+        else:
+            log.info("%s was finished already", out)
+
+
+def _length(steps: int | None, years: int | None, initial_states: int | None) -> tuple[int, int]:
+    """Steps, as long as they are not those of years, and initial states.
+
+    Raises:
+        ValueError: If both steps and years are given.
+    """
+    if steps is not None and years is not None:
+        raise ValueError(f"steps = {steps} and years = {years} were both given: give one of them.")
+    if initial_states is None:
+        initial_states = 16 if years is None else 1
+    return 10 if steps is None else steps, initial_states
+
+
+def _steps_in_years(field: Field, years: int, path: str) -> int:
+    if not field.has_dates:
+        raise ValueError(
+            f"the times of {path} are numbers without a calendar, in which years = {years} cannot "
+            "be counted: give steps instead."
+        )
+    return field.steps_in_years(years)
+
+
+def _tell(out: Path, written: Written, device: torch.device, processes: int) -> None:
+    """Say how fast it went."""
+    rate = written.frames_per_second
+    where = f"{device}" if processes == 1 else f"{device} in {processes} processes"
+    speed = f"{rate:.3g} frames/s"
+    if written.years_per_frame is not None:
+        speed += f", {years_per_day(rate, written.years_per_frame)} simulated years per day"
+    log.info("%s: %d frames at %s on %s", out, written.frames, speed, where)
 
 
 def _room(data: ClimateCubeDataModule, split: str, count: int, history: int) -> int:
@@ -129,15 +179,3 @@ def _room(data: ClimateCubeDataModule, split: str, count: int, history: int) -> 
     except DataError:
         return 0
     return room
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name} cannot be used here ({reason}); give cpu.") from error
-    return device

@@ -7,6 +7,7 @@ them in memory and `write_rollout` writes them to a Zarr that a killed run picks
 """
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,10 +21,21 @@ from torch import Tensor
 
 from dyngen.rollout.field import Field
 from dyngen.rollout.frame_sampler import FrameSampler
-from dyngen.rollout.layout import Layout, Slab, choose_layout
+from dyngen.rollout.layout import Layout, Slab, choose_layout, usual_batch_size
+from dyngen.rollout.processes import Processes
 from dyngen.rollout.progress import FrameProgress
 from dyngen.rollout.randomness import FrameNoise
-from dyngen.rollout.store import Restart, RolloutError, prepare_store
+from dyngen.rollout.store import (
+    Restart,
+    RolloutError,
+    RolloutStore,
+    prepare_store,
+    reopen_store,
+)
+
+log = logging.getLogger(__name__)
+
+ALONE = Processes()
 
 # (initial of each row, step) -> what the sampler is given besides the history, (B, ...) each.
 Conditioning = Callable[[list[int], int], Mapping[str, Tensor]]
@@ -65,17 +77,19 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class Written:
-    """What `write_rollout` did.
+    """What `write_rollout` did, over all processes.
 
     Args:
         frames: frames sampled now; 0 when the rollout was finished already.
         seconds: time it took.
         diagnostics: name -> mean over the frames sampled now.
+        years_per_frame: what each frame is of a year, where there is a calendar.
     """
 
     frames: int
     seconds: float
     diagnostics: dict[str, float]
+    years_per_frame: float | None = None
 
     @property
     def frames_per_second(self) -> float:
@@ -153,14 +167,14 @@ def write_rollout(
     seed: int,
     settings: Mapping[str, Any],
     provenance: Mapping[str, Any] | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     block_steps: int | None = None,
     every: int = 1,
     denormalise: Callable[[Tensor], Tensor] | None = None,
     conditioning: Conditioning | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
-    share: tuple[int, int] = (0, 1),
+    processes: Processes = ALONE,
 ) -> Written:
     """Roll out an ensemble into a Zarr, going on where an earlier run of the same stopped.
 
@@ -174,8 +188,11 @@ def write_rollout(
             members, initial states, sampler and grid are added. Other settings are refused.
         provenance: what else to remember, such as the configuration.
         block_steps: steps written (and lost by a kill, at most) at a time; chosen by default.
-        share: (rank, ranks): write every ranks-th slab from this one on. One process must have
-            prepared the rollout, with `prepare_store` or this function, before the others start.
+        batch_size: the most rows computed at a time, and of a new rollout the rows of a slab. By
+            default slabs are computed whole, and those of a new rollout are of a usual size.
+        processes: this process and the others that write the same rollout, each its share of the
+            slabs. The bytes do not depend on their number, and the number may change from one run
+            to the next.
 
     See `rollout` for the rest.
 
@@ -184,31 +201,42 @@ def write_rollout(
         RolloutError: when a frame is not finite, the disk is full, or `path` holds something else.
     """
     _check_field(field, histories)
-    store = prepare_store(
-        path,
-        field,
-        layout_for(
+    device = histories.device if device is None else torch.device(device)
+    frame_values = histories.shape[-2] * histories.shape[-1]
+    usual = usual_batch_size(len(histories) * members, frame_values, device.type)
+
+    def prepare() -> RolloutStore:
+        if not processes.first and processes.group is not None:
+            return reopen_store(path)
+        layout = layout_for(
             sampler,
             histories,
             members,
             steps,
-            batch_size=batch_size,
+            batch_size=usual if batch_size is None else batch_size,
             every=every,
             block_steps=block_steps,
-        ),
-        settings={
-            **settings,
-            "seed": seed,
-            "sampler": sampler.description(),
-            "initial histories": _digest(histories),
-        },
-        provenance=provenance,
-        diagnostics=sampler.diagnostic_names,
-    )
+        )
+        return prepare_store(
+            path,
+            field,
+            layout,
+            settings={
+                **settings,
+                "seed": seed,
+                "sampler": sampler.description(),
+                "initial histories": _digest(histories),
+            },
+            provenance=provenance,
+            diagnostics=sampler.diagnostic_names,
+        )
+
+    store = processes.after_first(prepare)
+    years = field.years_per_step
     if store.complete:
-        return Written(0, 0.0, {})
-    rank, ranks = share
-    slabs = store.layout.slabs()[rank::ranks]
+        return Written(0, 0.0, {}, years)
+    slabs = store.layout.slabs()[processes.rank :: processes.count]
+    _tell_idle(store.layout, processes)
     restarts = {s.index: r for s in slabs if (r := store.restart(s)) is not None}
     done = sum(
         len(slab.rows) * (r.written if r.written >= store.layout.steps else r.step)
@@ -218,9 +246,16 @@ def write_rollout(
     frames = 0
     sums: dict[str, float] = {}
     started = time.perf_counter()
+    several = processes.count > 1
     with (
         ThreadPoolExecutor(1) as writer,  # writes a block while the next one is sampled
-        FrameProgress(_count(slabs, store.layout.steps), done, shown=progress) as bar,
+        FrameProgress(
+            _count(slabs, store.layout.steps),
+            done,
+            shown=progress and processes.first,
+            years_per_frame=years,
+            label=f"rollout, process 1 of {processes.count}" if several else "rollout",
+        ) as bar,
     ):
         writing: Future[None] | None = None
         for block in rollout_blocks(
@@ -246,9 +281,15 @@ def write_rollout(
                 sums[name] = sums.get(name, 0.0) + values.mean().item() * values.numel() * every
         if writing is not None:
             writing.result()
-    store.finish()
-    means = {name: total / frames for name, total in sums.items()}
-    return Written(frames, time.perf_counter() - started, means)
+    shares = processes.gather((frames, time.perf_counter() - started, sums))
+    if processes.first or processes.group is None:
+        store.finish(certain=processes.group is not None)
+    total = sum(count for count, _, _ in shares)
+    means = {
+        name: sum(found.get(name, 0.0) for _, _, found in shares) / total
+        for name in sorted({name for _, _, found in shares for name in found})
+    }
+    return Written(total, max(seconds for _, seconds, _ in shares), means, years)
 
 
 def rollout_blocks(
@@ -259,7 +300,7 @@ def rollout_blocks(
     seed: int,
     slabs: Sequence[Slab] | None = None,
     restarts: Mapping[tuple[int, int], Restart] | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = 32,
     conditioning: Conditioning | None = None,
     device: torch.device | str | None = None,
     on_frames: Callable[[int], None] | None = None,
@@ -269,6 +310,7 @@ def rollout_blocks(
     Args:
         slabs: which slabs to compute; by default all of the layout's.
         restarts: where slabs stand, by their index; the others start from the histories.
+        batch_size: the most rows computed at a time; None computes slabs whole.
         on_frames: told the number of frames after each call of the sampler.
 
     See `rollout` for the rest.
@@ -298,7 +340,7 @@ def rollout_blocks(
                     device=device,
                     on_frames=on_frames or (lambda frames: None),
                 )
-                for part in _batches(len(slab.rows), batch_size)
+                for part in _batches(len(slab.rows), batch_size or len(slab.rows))
             ]
             frames = torch.cat([part.frames for part in parts]).unflatten(0, slab.shape)
             diagnostics = {
@@ -424,6 +466,21 @@ def _physical(denormalise: Callable[[Tensor], Tensor] | None, block: Block, ever
     kept = [step for step in block.steps if (step + 1) % every == 0]
     physical: Tensor = at(block.frames, block.slab.initials, kept)
     return physical
+
+
+def _tell_idle(layout: Layout, processes: Processes) -> None:
+    """Say once when there is less to share out than there are processes."""
+    idle = processes.count - len(layout.slabs())
+    if idle > 0 and processes.first:
+        rows = layout.initials * layout.members
+        log.warning(
+            "%d of %d processes have nothing to do: a rollout is shared out by batches, and this "
+            "one has %d; start it anew with a batch_size of at most %d, or with fewer processes.",
+            idle,
+            processes.count,
+            len(layout.slabs()),
+            max(1, rows // processes.count),
+        )
 
 
 def _where(block: Block, every: int) -> tuple[slice, slice, slice]:

@@ -11,10 +11,12 @@ the valid time `time(initial, lead)`. One initial state gives (member, time, y, 
 
 import datetime
 import json
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import cftime
 import dask.array
 import numpy as np
 import xarray as xr
@@ -22,6 +24,10 @@ from zarr.codecs import BloscCodec
 
 from dyngen.rollout.layout import Layout
 
+DAY = 86400.0  # seconds
+YEAR_DAYS = {"noleap": 365.0, "365_day": 365.0, "all_leap": 366.0, "366_day": 366.0}
+YEAR_DAYS |= {"360_day": 360.0, "julian": 365.25}
+GREGORIAN_YEAR = 365.2425  # days
 COORDINATE_CHUNK = 4096  # fixed, so that a longer rollout has the same chunks and some more
 
 Coordinate = tuple[tuple[str, ...], np.ndarray, Mapping[str, Any]]
@@ -88,6 +94,35 @@ class Field:
     def has_dates(self) -> bool:
         """Whether times are dates rather than plain numbers."""
         return self.initial_times.dtype.kind in "MO"
+
+    @property
+    def years_per_step(self) -> float | None:
+        """Years of the calendar, on average, from one frame to the next; None without dates."""
+        if not self.has_dates:
+            return None
+        calendar = getattr(self.initial_times.flat[0], "calendar", "standard")
+        days = np.timedelta64(self.step) / np.timedelta64(1, "s") / DAY
+        return float(days / YEAR_DAYS.get(calendar, GREGORIAN_YEAR))
+
+    def steps_in_years(self, years: int) -> int:
+        """Steps until so many years after every initial time, by its own calendar.
+
+        A last step that would reach less than a tenth of itself into these years is left out: the
+        steps of a cube of months are of one length, and months are not.
+
+        Raises:
+            ValueError: for no years, or times that are no dates.
+        """
+        if years < 1:
+            raise ValueError(f"years of a rollout must be at least 1, not {years}.")
+        if not self.has_dates:
+            raise ValueError(
+                "years cannot be counted, since the times of this cube are numbers without a "
+                "calendar: give steps."
+            )
+        step = np.timedelta64(self.step).astype("timedelta64[ms]").astype(float)
+        longest = max(_milliseconds(_years_later(t, years) - t) for t in self.initial_times)
+        return max(1, math.ceil(longest / step - 0.1))
 
 
 def empty_rollout(
@@ -208,6 +243,19 @@ def _unit(step: np.timedelta64, initial_times: np.ndarray) -> str:
         if not any(part % length for part in [int(seconds), *of_day]):
             return unit
     return "seconds"
+
+
+def _years_later(time: Any, years: int) -> Any:
+    """The same day and hour of a later year; the first of March for a 29th of February."""
+    if isinstance(time, np.datetime64):
+        month = time.astype("datetime64[M]")
+        return (month + 12 * years).astype("datetime64[s]") + (time - month).astype("m8[s]")
+    month = cftime.datetime(time.year, time.month, 1, calendar=time.calendar)
+    return month.replace(year=time.year + years) + (time - month)
+
+
+def _milliseconds(span: Any) -> float:
+    return float(np.timedelta64(span) / np.timedelta64(1, "ms"))
 
 
 def _portable(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 CHUNK_BYTES = 8 * 2**20  # a chunk of one variable: large enough to compress and to read quickly
 SLAB_BYTES = 256 * 2**20  # one step of one slab: well within the codecs' limit of 2 GiB per chunk
 BLOCK_STEPS = 64  # the most that a killed run has to compute again
+GPU_ROWS = 64
+CPU_SHARES = 8  # processes that a rollout can be shared out to without being asked
+CPU_POINTS = 4096  # grid points of a batch that keep a core busy
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,24 @@ class Layout:
     def blocks(self) -> Iterator[range]:
         """Steps of each block; the last may be short."""
         return _pieces(self.steps, self.block_steps)
+
+
+def usual_batch_size(rows: int, frame_values: int, device_type: str) -> int:
+    """How many rows are best computed at a time; it does not depend on the number of processes.
+
+    A GPU is filled. A CPU gains nothing from more rows than keep a core busy, so that there they
+    are split into an eighth of all or that: as many slabs are there for several processes to share,
+    and one process writes the same bytes.
+
+    Args:
+        rows: members of all initial states.
+        frame_values: values of one variable in one frame, H * W.
+        device_type: `cpu`, or another.
+    """
+    if device_type != "cpu":
+        return GPU_ROWS
+    busy = max(math.ceil(rows / CPU_SHARES), math.ceil(CPU_POINTS / frame_values))
+    return max(1, min(busy, math.ceil(rows / 2), GPU_ROWS))
 
 
 def choose_layout(

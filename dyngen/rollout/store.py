@@ -153,11 +153,19 @@ class RolloutStore:
                 _flush(place)
             _write_restart(_restart_path(self.path, slab), restart)
 
-    def finish(self) -> None:
-        """Mark the rollout complete if every slab is; harmless when called more than once."""
-        if _reached(self.path, self.layout) >= self.layout.steps:
+    def finish(self, certain: bool = False) -> None:
+        """Mark the rollout complete if every slab is.
+
+        Args:
+            certain: whether that is known already, as when all processes have said so.
+        """
+        if certain or _reached(self.path, self.layout) >= self.layout.steps:
             with self._told_when_full():
-                _set_attribute(self.path, "dyngen_complete", 1)
+                try:
+                    _set_attribute(self.path, "dyngen_complete", 1)
+                except FileNotFoundError:  # another process did the same at the same moment
+                    if not _attributes(self.path)["dyngen_complete"]:
+                        raise
             self.complete = True
 
     def _folder(self, name: str, slab: Slab) -> Path:
@@ -241,6 +249,17 @@ def prepare_store(
     reached = _reached(path, on_disk)
     log.info("%s is resumed at step %d of %d.", path, reached, on_disk.steps)
     return RolloutStore(path, on_disk, complete=False)
+
+
+def reopen_store(path: str | os.PathLike[str]) -> RolloutStore:
+    """A rollout that another process has prepared, to write a share of it.
+
+    Raises:
+        RolloutError: when there is none.
+    """
+    path = Path(path)
+    there = _attributes(path)
+    return RolloutStore(path, _layout(there), complete=bool(there["dyngen_complete"]))
 
 
 def _outline(field: Field, layout: Layout) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import zarr
 
 from dyngen.rollout.ensemble import rollout
 from dyngen.rollout.field import Field
+from dyngen.rollout.processes import Processes
 from dyngen.rollout.store import RolloutError, open_rollout
 
 
@@ -413,7 +414,7 @@ def test_ranks_write_one_rollout_without_locks(uninterrupted: Path, tmp_path: Pa
     path = tmp_path / "rollout.zarr"
     for rank in range(3):
         assert open_rollout(path).attrs["dyngen_complete"] == 0 if rank else True
-        toy_world.write(path, share=(rank, 3))
+        toy_world.write(path, processes=Processes(rank, 3))
     assert tree(path) == tree(uninterrupted)
 
 
