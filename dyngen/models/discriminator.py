@@ -41,18 +41,21 @@ class TimeConsistencyDiscriminator(CubeModule):
     frozen: cross-entropy alone saturates, and its gradient then guides nothing. Score matching
     determines the logit's gradient and leaves an offset `b(h, sigma)` open; a discriminator with a
     method `offset(sigma, history)` has just that trained by cross-entropy, so that the two losses
-    share the logit instead of pulling it two ways.
+    share the logit instead of pulling it two ways. One with a method `forecast(history, context)`
+    has the square error of that forecast besides.
 
     Args:
         discriminator: A network `(x, sigma, history) -> logit (B,)` with `history_length`, such as
-            `UNetEnergy` or `EncoderDiscriminator`. One with `context_channels` is given the static
-            fields and the forcing of the frame too, and so is an image model that has any.
+            `ForecastEnergy`, `UNetEnergy` or `EncoderDiscriminator`. One with `context_channels` is
+            given the static fields and the forcing of the frame too, and so is an image model that
+            has any.
         image_model: The frozen image model: a checkpoint of `ImageDDPM`, the folder of a
             `diffusers` unconditional U-Net, or a state_dict with the JSON file of its network's
             arguments beside it. It is copied into this model's own checkpoints.
         cross_entropy_weight: Weight of the balanced binary cross-entropy.
         score_matching_weight: Weight of denoising likelihood score matching; 0 is the plain
             classifier of the paper.
+        forecast_weight: Weight of the forecast's square error.
         noise: Distribution of the noise levels trained on; it must cover the sampling range.
         history_noise: Largest standard deviation of the noise on past frames in training, which
             keeps rollouts stable (see `with_errors`).
@@ -69,6 +72,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         image_model: str | None = None,
         cross_entropy_weight: float = 1.0,
         score_matching_weight: float = 1.0,
+        forecast_weight: float = 3.0,
         noise: LogNormalNoise | LogUniformNoise | None = None,
         history_noise: float = 0.0,
         reference: str | None = None,
@@ -80,8 +84,11 @@ class TimeConsistencyDiscriminator(CubeModule):
         super().__init__(learning_rate, warmup_steps, weight_decay, area_weighted)
         if history_noise < 0:
             raise ValueError(f"history_noise is {history_noise}; it must not be negative.")
-        if cross_entropy_weight < 0 or score_matching_weight < 0:
-            raise ValueError("cross_entropy_weight and score_matching_weight must not be negative.")
+        if min(cross_entropy_weight, score_matching_weight, forecast_weight) < 0:
+            raise ValueError(
+                "cross_entropy_weight, score_matching_weight and forecast_weight must not be "
+                "negative."
+            )
         if cross_entropy_weight == score_matching_weight == 0:
             raise ValueError(
                 "cross_entropy_weight and score_matching_weight are both 0; give one of them a "
@@ -91,6 +98,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         self.discriminator = discriminator
         self.cross_entropy_weight = cross_entropy_weight
         self.score_matching_weight = score_matching_weight
+        self.forecast_weight = forecast_weight
         self.noise = noise or LogNormalNoise(-0.5, 1.4)
         self.history_noise = history_noise
         self.denoiser: Denoiser | None = None
@@ -162,17 +170,36 @@ class TimeConsistencyDiscriminator(CubeModule):
             self._adopt(*rebuild_image_model(checkpoint["image_model"]))
 
     def logit(
-        self, x: Tensor, sigma: Tensor, history: Tensor, context: Tensor | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        history: Tensor,
+        context: Tensor | None = None,
+        forecast: Tensor | None = None,
     ) -> Tensor:
         """Logits (B,) of frames (B, C, H, W) at sigma (B,) after histories (B, k, C, H, W).
 
         Args:
             context: Static fields and forcing of the frames (B, C_context, H, W), which only a
                 discriminator with `context_channels` sees.
+            forecast: What `forecast` gives for the histories, to spare its computation.
         """
         known = as_context(context if self.context_channels else None)
+        if forecast is not None:
+            known["forecast"] = forecast
         logits: Tensor = self.discriminator(x, sigma, history, **known)
         return logits
+
+    def forecast(self, history: Tensor, context: Tensor | None = None) -> Tensor | None:
+        """The frames (B, C, H, W) that the discriminator expects after histories (B, k, C, H, W).
+
+        None where it has no such forecast. The context is that of `logit`.
+        """
+        if not hasattr(self.discriminator, "forecast"):
+            return None
+        known = as_context(context if self.context_channels else None)
+        expected: Tensor = self.discriminator.forecast(history, **known)  # type: ignore[operator]
+        return expected
 
     def guided(
         self,
@@ -181,11 +208,12 @@ class TimeConsistencyDiscriminator(CubeModule):
         history: Tensor,
         denoised: Tensor,
         context: Tensor | None = None,
+        forecast: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits (B,) and the guided estimate `D + sigma^2 grad l`, differentiable in training."""
         with torch.enable_grad():
             noisy = noisy.detach().requires_grad_()
-            logits = self.logit(noisy, sigma, history, context)
+            logits = self.logit(noisy, sigma, history, context, forecast)
             (gradient,) = torch.autograd.grad(logits.sum(), noisy, create_graph=self.training)
         return logits, denoised + align(sigma**2, noisy) * gradient
 
@@ -198,10 +226,15 @@ class TimeConsistencyDiscriminator(CubeModule):
         noisy = clean + align(sigma, clean) * torch.randn_like(clean)
         history = with_errors(history, self.history_noise)
         loss = torch.zeros((), device=self.device)
+        forecast = self.forecast(history, context)
+        if forecast is not None:
+            forecast_error = self.mean_square(forecast - clean).mean()
+            loss = loss + self.forecast_weight * forecast_error
+            self.log("train/forecast_error", forecast_error)
         if self.score_matching_weight:
             with torch.no_grad():
                 denoised = self._denoise(noisy, sigma, batch)
-            positive, guided = self.guided(noisy, sigma, history, denoised, context)
+            positive, guided = self.guided(noisy, sigma, history, denoised, context, forecast)
             weight = self._weight(sigma)
             error = (weight * self.mean_square(guided - clean)).mean()
             alone = (weight * self.mean_square(denoised - clean)).mean()
@@ -209,10 +242,12 @@ class TimeConsistencyDiscriminator(CubeModule):
             self.log("train/denoising_error", error, prog_bar=True)
             self.log("train/denoising_error_image_model", alone)
         else:
-            positive = self.logit(noisy, sigma, history, context)
+            positive = self.logit(noisy, sigma, history, context, forecast)
         if self.cross_entropy_weight:
             cross_entropy = self._cross_entropy(positive, noisy, sigma, history, context)
-            loss = loss + self.cross_entropy_weight * cross_entropy
+            # Beside score matching per value, whose share of a clipped gradient it must not take.
+            values = clean[0].numel() if self.score_matching_weight else 1
+            loss = loss + self.cross_entropy_weight / values * cross_entropy
             self.log("train/cross_entropy", cross_entropy, prog_bar=True)
         self.log("train/loss", loss)
         return loss

@@ -105,6 +105,116 @@ class UNetEnergy(nn.Module):
         return cast(Tensor, self.offset_of(both)[:, 0].to(history.dtype))
 
 
+class ForecastEnergy(UNetEnergy):
+    """An energy of how far a frame is from the forecast of its history.
+
+    `l = <c_in (x - m), f(d, m, h, sigma)> / sigma + n b(h, sigma)` for frames of n values, with the
+    forecast `m(h)` of a U-Net of its own and `d = (x - m) / sqrt(sigma^2 + spread^2)`. As in a
+    Kalman filter what counts is the innovation `x - m`: of size sigma where the history determines
+    the frame, so that neither the network's output nor what its gradient adds up grows at low
+    noise. In `UNetEnergy`, which pairs f with x itself, the same gradient is the small difference
+    of large terms. The forecast is trained by its own square error besides (see
+    `TimeConsistencyDiscriminator`), and computed once for all noise levels of a frame.
+
+    Args:
+        channels: Channels of a frame.
+        history_length: Number of past frames k.
+        widths: Feature channels of both U-Nets at each resolution, finest first.
+        blocks: Residual blocks per resolution.
+        attention: Resolutions with self-attention.
+        boundary: Boundary of the y and x axes.
+        dropout: Dropout probability inside residual blocks.
+        sigma_data: Standard deviation of the frames.
+        patch: Side of the patches folded into channels (see UNet2d).
+        embedding: Width of the noise embedding.
+        context_channels: Channels of static fields and forcing given beside the frame.
+        forecast_widths: Feature channels of the forecast's U-Net, if they differ.
+        spread: Error of the forecast to be expected, in standard deviations of the frames: the
+            noise level below which it outweighs the noise.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        history_length: int = 2,
+        widths: Sequence[int] = (32, 64, 96),
+        blocks: int = 1,
+        attention: Sequence[int] = (),
+        boundary: Sequence[str] = ("periodic", "periodic"),
+        dropout: float = 0.0,
+        sigma_data: float = 1.0,
+        patch: int = 1,
+        embedding: int = 128,
+        context_channels: int = 0,
+        forecast_widths: Sequence[int] | None = None,
+        spread: float = 0.1,
+    ) -> None:
+        super().__init__(
+            channels,
+            history_length,
+            widths,
+            blocks,
+            attention,
+            boundary,
+            dropout,
+            sigma_data,
+            patch,
+            embedding,
+            context_channels + channels,
+        )
+        self.context_channels, self.spread = context_channels, spread
+        self.forecaster = UNet2d(
+            channels,
+            (history_length - 1) * channels + context_channels,
+            forecast_widths or widths,
+            blocks,
+            attention,
+            boundary,
+            dropout,
+            embedding,
+            patch,
+        )
+
+    def forecast(self, history: Tensor, context: Tensor | None = None) -> Tensor:
+        """The frame (B, C, H, W) that is to be expected after a history (B, k, C, H, W)."""
+        *before, last = history.unbind(1)
+        beside = [*before, *([] if context is None else [context])]
+        label = last.new_zeros(len(last))
+        change = self.forecaster(last, label, torch.cat(beside, dim=1) if beside else None)
+        return last + cast(Tensor, change.to(last.dtype))
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        history: Tensor,
+        context: Tensor | None = None,
+        forecast: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B,) of noisy frames x (B, C, H, W) at sigma (B,), history (B, k, C, H, W).
+
+        Args:
+            context: Static fields and forcing of the frame (B, context_channels, H, W).
+            forecast: What `forecast` gives for history and context, if it is known already.
+        """
+        sigma = sigma.to(x.dtype).expand(len(x))
+        expected = self.forecast(history, context) if forecast is None else forecast
+        innovation = x - expected
+        shape = (-1, 1, 1, 1)
+        beside = [history.flatten(1, 2), expected, *([] if context is None else [context])]
+        f = self.unet(
+            innovation * (sigma**2 + self.spread**2).rsqrt().view(shape),
+            sigma.log() / 4,
+            torch.cat(beside, dim=1),
+        ).to(x.dtype)
+        scaled = innovation * (sigma**2 + self.sigma_data**2).rsqrt().view(shape)
+        return (scaled * f).flatten(1).sum(dim=1) / sigma + self.offset(sigma, history)
+
+    def offset(self, sigma: Tensor, history: Tensor) -> Tensor:
+        """n b(h, sigma) (B,): a log-likelihood ratio grows with the number n of values."""
+        return super().offset(sigma, history) * history[0, 0].numel()
+
+
 class EncoderDiscriminator(nn.Module):
     """A plain convolutional encoder of the noisy frame and its history, pooled to one logit.
 

@@ -79,6 +79,8 @@ class GuidedFrameSampler:
             a method ``value_and_gradient`` of the same arguments is asked for its own gradient.
         sigmas: (steps + 1,) noise levels, descending and ending in 0.
         history_length: k, the frames that the logit sees.
+        forecast: ``(history, **conditioning) -> (B, C, H, W)``, what the logit's network expects,
+            or None. It is computed once for each frame, and handed to the logit as ``forecast``.
         sampler: a name in `SAMPLERS`; by default heun, and ddim at eta = 1 with particles, which
             need random kernels and so take ddim or ddpm only.
         options: further arguments of the sampler, such as churn or eta.
@@ -104,6 +106,7 @@ class GuidedFrameSampler:
         sigmas: Tensor,
         *,
         history_length: int,
+        forecast: Callable[..., Tensor | None] | None = None,
         sampler: str | None = None,
         options: Mapping[str, Any] | None = None,
         scale: float = 1.0,
@@ -127,6 +130,7 @@ class GuidedFrameSampler:
         self.logit = logit
         self.sigmas = sigmas
         self.history_length = history_length
+        self.forecast = forecast
         self.sampler, self.options = _choose_sampler(sampler, options or {}, particles)
         self.scale = scale if logit is not None else 0.0
         self.interval = interval
@@ -159,12 +163,14 @@ class GuidedFrameSampler:
         """
         _check_history(history, self.history_length)
         rows, copies = len(history), self.particles
+        seen = self._seen(history, conditioning)
         if copies > 1:
             history = history.repeat_interleave(copies, 0)
             conditioning = {k: v.repeat_interleave(copies, 0) for k, v in conditioning.items()}
+            seen = {k: v.repeat_interleave(copies, 0) for k, v in seen.items()}
         last = history[:, -1]
         denoiser = _Counted(partial(self.denoiser, **conditioning))
-        logit = _Counted(_given(self.logit or _no_logit, history=history, **conditioning))
+        logit = _Counted(_given(self.logit or _no_logit, history=history, **seen))
         figures: Diagnostics = {}
         with _autocast(self.autocast, last.device):
             if copies > 1:
@@ -196,6 +202,14 @@ class GuidedFrameSampler:
             calls = float(function.calls * copies)
             figures[f"{name}_evaluations"] = torch.full((rows,), calls, device=last.device)
         return frames.to(history.dtype)[:, None], figures
+
+    def _seen(self, history: Tensor, conditioning: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the logit is given besides frame and history, the same at all noise levels."""
+        if self.forecast is None or (self.scale == 0 and self.particles == 1):
+            return conditioning
+        with _autocast(self.autocast, history.device):
+            forecast = self.forecast(history, **conditioning)
+        return conditioning if forecast is None else {**conditioning, "forecast": forecast}
 
     @property
     def starts_from_history(self) -> bool:

@@ -73,7 +73,8 @@ def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
 
     Args:
         model: Anything with a `denoiser`. With a `logit` and a `history_length` it is guided by
-            that logit; with a `history_length` alone its denoiser is given the history, and makes
+            that logit, which is handed what the model's `forecast`, if it has one, makes of the
+            history; with a `history_length` alone its denoiser is given the history, and makes
             `block_length` frames at a time, or one where there is no such attribute; without
             both, frames follow from nothing: an image model alone.
         sampling: The settings.
@@ -115,6 +116,7 @@ def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
         logit,
         sigmas,
         history_length=history or 1,
+        forecast=getattr(model, "forecast", None),
         sampler=name,
         options=sampling.options,
         scale=sampling.scale,
