@@ -17,7 +17,7 @@ from data_modules.transforms import Transform
 from dyngen.diffusion.noise import edm_sigmas
 from dyngen.models import ImageDDPM, TimeConsistencyDiscriminator, VideoDiffusion
 from dyngen.models.cube_module import frame_context
-from dyngen.networks.discriminators import EncoderDiscriminator, UNetEnergy
+from dyngen.networks.discriminators import EncoderDiscriminator, ForecastEnergy, UNetEnergy
 from dyngen.networks.layers import Conv2d, pad
 from dyngen.networks.unet import UNet2d
 from dyngen.networks.video_unet import VideoUNet
@@ -85,7 +85,7 @@ def test_networks_heed_their_context() -> None:
     context = torch.randn(2, CONTEXT, 8, 8)
     image = awake(unet(context_channels=CONTEXT))
     assert heeds(lambda c: image(x, sigma, c), context)
-    for kind in (UNetEnergy, EncoderDiscriminator):
+    for kind in (UNetEnergy, ForecastEnergy, EncoderDiscriminator):
         network = awake(kind(1, 2, (8,), 1, context_channels=CONTEXT))  # type: ignore[arg-type]
         assert heeds(lambda c, n=network: n(x, sigma, history, c), context)
     blocks = awake(VideoUNet(1, 2, 3, widths=(8,), blocks=1, context_channels=CONTEXT))

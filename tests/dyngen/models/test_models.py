@@ -20,7 +20,7 @@ from dyngen.models import ImageDDPM, TimeConsistencyDiscriminator
 from dyngen.models.checkpoints import load_model, read_checkpoint
 from dyngen.models.cube_module import VALIDATION_SIGMAS, with_errors
 from dyngen.models.discriminator import open_image_model, other_histories
-from dyngen.networks.discriminators import UNetEnergy
+from dyngen.networks.discriminators import ForecastEnergy, UNetEnergy
 from dyngen.networks.unet import UNet2d
 
 Log = Callable[[Any], dict[str, float]]
@@ -165,7 +165,8 @@ def test_the_discriminators_loss_is_cross_entropy_and_score_matching(
     guided = denoised + column(sigma**2) * gradient
     weight = column(1 + sigma**-2)
     matching = (weight * (guided - clean).square()).mean()
-    torch.testing.assert_close(loss, 0.3 * entropy + 2.0 * matching, rtol=1e-4, atol=1e-5)
+    per_value = entropy / (2 * 8 * 8)
+    torch.testing.assert_close(loss, 0.3 * per_value + 2.0 * matching, rtol=1e-4, atol=1e-5)
     assert values["train/cross_entropy"] == pytest.approx(entropy.item(), rel=1e-4)
     assert values["train/denoising_error"] == pytest.approx(matching.item(), rel=1e-4)
     alone = (weight * (denoised - clean).square()).mean().item()
@@ -186,6 +187,27 @@ def test_without_score_matching_it_is_the_classifier_of_the_paper(
     )
     logged(nothing)
     assert nothing.training_step(batch, 0).item() == pytest.approx(math.log(2))
+
+
+def test_a_forecast_has_its_square_error_besides(
+    batch: dict[str, Tensor], image_checkpoint: Path, logged: Log
+) -> None:
+    torch.manual_seed(1)
+    model = TimeConsistencyDiscriminator(
+        awake(ForecastEnergy(2, 2, (8,), 1)),
+        str(image_checkpoint),
+        cross_entropy_weight=0.0,
+        forecast_weight=0.7,
+    )
+    values = logged(model)
+    loss = model.training_step(batch, 0)
+    history, clean = batch["frames"][:, :2], batch["frames"][:, 2]
+    error = (model.discriminator.forecast(history) - clean).square().mean()
+    assert values["train/forecast_error"] == pytest.approx(error.item(), rel=1e-5)
+    expected = values["train/denoising_error"] + 0.7 * error.item()
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(model.forecast(history), model.discriminator.forecast(history))
+    assert discriminator(image_checkpoint).forecast(history) is None
 
 
 def test_score_matching_trains_the_gradient(

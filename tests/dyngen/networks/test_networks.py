@@ -11,7 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dyngen.networks.discriminators import EncoderDiscriminator, UNetEnergy
+from dyngen.networks.discriminators import (
+    EncoderDiscriminator,
+    ForecastEnergy,
+    UNetEnergy,
+)
 from dyngen.networks.layers import Attention2d, Conv2d, NoiseEmbedding, normalisation, pad
 from dyngen.networks.unet import UNet2d
 
@@ -217,6 +221,7 @@ def test_the_embedding_tells_noise_levels_apart() -> None:
 
 NETWORKS: dict[str, Callable[..., Any]] = {
     "energy": lambda **options: UNetEnergy(2, 3, (8, 8), 1, **options),
+    "forecast": lambda **options: ForecastEnergy(2, 3, (8, 8), 1, **options),
     "encoder": lambda **options: EncoderDiscriminator(2, 3, (8, 8), 1, **options),
 }
 
@@ -296,6 +301,40 @@ def test_the_offset_is_a_part_of_the_logit_that_the_frame_does_not_touch(
     offset = network.offset(sigma, history)
     torch.testing.assert_close(network(0 * x, sigma, history), offset)
     assert offset.std() > 0
+
+
+def test_an_innovation_is_all_that_the_forecast_energy_sees_of_the_frame(
+    sample: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Guidance c_out (f + J^T c_in (x - m)), the Jacobian of f in x by way of d."""
+    network = awake(ForecastEnergy(2, 3, (8, 8), 1, sigma_data=0.5, spread=0.3))
+    x, sigma, history = sample
+    columns = sigma.view(-1, 1, 1, 1)
+    expected = network.forecast(history)
+    before = history[:, :2].flatten(1, 2)
+    change = network.forecaster(history[:, 2], torch.zeros(4).double(), before)
+    torch.testing.assert_close(expected, history[:, 2] + change)
+    beside = torch.cat([history.flatten(1, 2), expected], dim=1)
+    c_in, c_d = (columns**2 + 0.25).rsqrt(), (columns**2 + 0.09).rsqrt()
+    f, pull = torch.func.vjp(
+        lambda d: network.unet(d, sigma.log() / 4, beside), c_d * (x - expected)
+    )
+    guidance = columns * c_in * (f + c_d * pull(x - expected)[0])
+    leaf = x.clone().requires_grad_()
+    logits = network(leaf, sigma, history)
+    (gradient,) = torch.autograd.grad(logits.sum(), leaf)
+    torch.testing.assert_close(columns**2 * gradient, guidance)
+    torch.testing.assert_close(network(expected, sigma, history), network.offset(sigma, history))
+    torch.testing.assert_close(network(x, sigma, history, forecast=expected), logits)
+    elsewhere = network(x, sigma, history, forecast=expected + 1)
+    assert (elsewhere - logits).abs().min() > 1e-6
+
+
+def test_a_forecast_energy_of_one_past_frame_has_no_other_context() -> None:
+    network = awake(ForecastEnergy(1, 1, (8, 8), 1))
+    x, history = frames(2, 1, 8, 8), frames(2, 1, 1, 8, 8)
+    assert network.forecast(history).shape == (2, 1, 8, 8)
+    assert network(x, SIGMA.double(), history).shape == (2,)
 
 
 def test_guidance_of_the_energy_has_one_scale_at_every_noise_level() -> None:

@@ -163,6 +163,34 @@ def test_conditioning_reaches_denoiser_and_logit_with_a_row_per_particle() -> No
     assert seen["denoiser"] == seen["logit"] == [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
 
 
+@pytest.mark.parametrize("particles", [1, 2])
+def test_the_forecast_is_made_once_and_handed_to_the_logit(particles: int) -> None:
+    fields = world()
+    calls: list[tuple[float, ...]] = []
+    seen: set[tuple[float, ...]] = set()
+
+    def forecast(history: Tensor, season: Tensor) -> Tensor:
+        calls.append(tuple(season.tolist()))
+        return season[:, None, None, None].expand_as(history[:, -1])
+
+    def logit(
+        x: Tensor, sigma: Tensor, history: Tensor, season: Tensor, forecast: Tensor
+    ) -> Tensor:
+        assert torch.equal(forecast[:, 0, 0, 0], season)
+        seen.add(tuple(season.tolist()))
+        return fields.logit(x, sigma, history)
+
+    def denoiser(x: Tensor, sigma: Tensor, season: Tensor) -> Tensor:
+        return fields.denoise(x, sigma)
+
+    guided = GuidedFrameSampler(
+        denoiser, logit, grid(3), history_length=2, particles=particles, forecast=forecast
+    )
+    guided(history(fields), noise(), season=torch.tensor([1.0, 2.0, 3.0]))
+    assert calls == [(1.0, 2.0, 3.0)]
+    assert seen == {(1.0, 2.0, 3.0) if particles == 1 else (1.0, 1.0, 2.0, 2.0, 3.0, 3.0)}
+
+
 def test_lower_precision_gives_nearby_frames() -> None:
     fields = world()
     low = sampler(fields, autocast=torch.bfloat16)
