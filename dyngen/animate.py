@@ -26,7 +26,7 @@ from dyngen.motion.loops import loop_closure
 from dyngen.motion.spectral_volume import displacement_at
 from dyngen.motion.spectral_volume import magnify as magnified
 from dyngen.motion.splatting import motion_importance
-from dyngen.view.sources import read_image, read_motion
+from dyngen.view.sources import read_image, read_motion, read_start_frame
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ class Swaying:
 
 
 def animate(
-    image: Path,
     out: Path,
+    image: Path | None = None,
     motion: Path | None = None,
     motion_model: Path | None = None,
     renderer: Path | None = None,
@@ -81,8 +81,9 @@ def animate(
     """Make a film of a picture: sample how it may move, or take a motion, and render it.
 
     Args:
-        image: The picture, PNG, JPEG or another that Pillow reads.
         out: Film to write: .mp4, .webm or .gif.
+        image: The picture, PNG, JPEG or another that Pillow reads; by default the start frame that
+            the motion comes with.
         motion: A motion.zarr, or a spectral volume as .pt or .npz.
         motion_model: Checkpoint of a `SpectralLDM` that motion is sampled from, instead.
         renderer: Checkpoint of a `MotionRenderer`; without, colours are splatted, holes filled.
@@ -114,7 +115,8 @@ def animate(
     if loop and motion_model is None:
         raise ValueError("A loop is made while motion is sampled; give a motion_model, no motion.")
     place = _device(device)
-    picture = _picture(image, largest, needs_even_sides(out))
+    name = "the start frame" if image is None else str(image)
+    picture = _fitted(_read(image, motion, clip), name, largest, needs_even_sides(out))
     render = splat_frames if renderer is None else _learned(renderer, place)
     if motion is not None:
         given = read_motion(motion, clip, highest=ALL)
@@ -122,10 +124,10 @@ def animate(
     else:
         assert motion_model is not None
         swaying = sample_motion(
-            motion_model, picture.to(place), seed, loop, steps, guidance_scale, str(image)
+            motion_model, picture.to(place), seed, loop, steps, guidance_scale, name
         )
     height, width = picture.shape[-2:]
-    volume = resize_volume(swaying.volume.to(place), height, width, f"{image}")
+    volume = resize_volume(swaying.volume.to(place), height, width, name)
     volume = magnified(volume, magnify)
     if mask is not None:
         volume = volume * read_mask(mask, height, width).to(place)
@@ -257,14 +259,21 @@ def read_mask(path: Path, height: int, width: int) -> Tensor:
     return torch.from_numpy(np.asarray(mask, dtype=np.float32) / 255)
 
 
-def _picture(path: Path, largest: int, even: bool) -> Tensor:
+def _read(image: Path | None, motion: Path | None, clip: int) -> Image.Image:
+    if image is not None:
+        return read_image(image, LARGEST)
+    if motion is None:
+        raise ValueError("Give a picture, image, that a motion is to be sampled for.")
+    return read_start_frame(motion, clip, LARGEST)
+
+
+def _fitted(picture: Image.Image, name: str, largest: int, even: bool) -> Tensor:
     """A picture (1, 3, H, W) in -1..1, made smaller if it is too large or has odd sides."""
-    picture = read_image(path, LARGEST)
     ratio = min(1.0, largest / max(picture.size))
     multiple = 2 if even else 1
     width, height = (max(multiple, round(n * ratio) // multiple * multiple) for n in picture.size)
     if (width, height) != picture.size:
-        log.info("%s of %dx%d is resized to %dx%d", path, *picture.size, width, height)
+        log.info("%s of %dx%d is resized to %dx%d", name, *picture.size, width, height)
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32))
     return (pixels / 127.5 - 1).permute(2, 0, 1)[None].contiguous()

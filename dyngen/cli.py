@@ -48,8 +48,8 @@ make and use:
   simulate garden      make a Zarr of things that sway, with their true motion
   extract-motion VIDEO ...
                        motion from videos by optical flow, into a Zarr
-  animate IMAGE        a film from a picture and a motion, given or sampled
-  view IMAGE           a page on which a picture sways when it is pulled
+  animate [IMAGE]      a film from a picture and a motion, given or sampled
+  view [IMAGE]         a page on which a picture sways when it is pulled
   rollout              sample an ensemble of trajectories from a trained model into a Zarr
   evaluate ROLLOUT ... --reference CUBE
                        score rollouts of any origin against a cube of what came true

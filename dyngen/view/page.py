@@ -27,7 +27,7 @@ from torch.nn import functional
 from dyngen.motion.modes import Modes, PartModes, modes_of_parts, moving_parts
 from dyngen.view.backdrop import behind, in_front
 from dyngen.view.packing import Packed, encode, grow, halve, pack
-from dyngen.view.sources import Motion, read_image, read_motion
+from dyngen.view.sources import Motion, read_image, read_motion, read_start_frame
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +38,9 @@ TAIL = 0.98  # of the pixels of a part move less than what counts as its strengt
 
 
 def view(
-    image: Path,
     motion: Path,
     out: Path,
+    image: Path | None = None,
     clip: int = 0,
     modes: int = 16,
     damping: float = 0.02,
@@ -51,15 +51,15 @@ def view(
     """Write a page on which a picture sways when it is pulled, into a folder.
 
     Args:
-        image: Picture that moves, the start frame of the motion.
         motion: A motion.zarr, or a spectral volume as .pt or .npz.
         out: Folder for the page, made if need be; `index.html` in it opens from disk.
+        image: Picture that moves; by default the start frame that the motion comes with.
         clip: Which clip of the motion.
         modes: The most modes, 1 to 64; the strongest are taken.
         damping: Least damping ratio: what was filmed may sway for minutes.
         largest: Longer side of the picture in pixels; larger ones are made smaller.
         megabytes: Size to keep the mode shapes in, at half the resolution if need be.
-        title: Heading of the page; the name of the picture by default.
+        title: Heading of the page; the name of the picture or of the film by default.
 
     Returns: the page's path.
 
@@ -67,15 +67,18 @@ def view(
         ValueError: If picture or motion cannot be read or do not fit, or if nothing moves.
     """
     _check(modes, damping, largest, megabytes)
-    picture = read_image(image, largest)
     moved = read_motion(motion, clip)
+    if image is None:
+        picture, name = read_start_frame(motion, clip, largest), Path(moved.source).stem
+    else:
+        picture, name = read_image(image, largest), image.stem
     height, width = moved.volume.shape[-2:]
     if abs(math.log(picture.width * height / (picture.height * width))) > 0.03:
         raise ValueError(
-            f"{image} is {picture.width}x{picture.height} and the motion {width}x{height}; crop "
-            "the picture to the same proportions."
+            f"{image or 'The start frame'} is {picture.width}x{picture.height} and the motion "
+            f"{width}x{height}; crop the picture to the same proportions."
         )
-    page = render(picture, moved, modes, damping, megabytes, title or image.stem)
+    page = render(picture, moved, modes, damping, megabytes, title or name)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "index.html"
     partial = out / "index.html.partial"

@@ -52,11 +52,42 @@ def read_image(path: Path, largest: int) -> Image.Image:
         raise ValueError(f"There is no picture at {path}; check the path.") from error
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a picture; give a PNG or JPEG.") from error
+    return _no_larger(image, largest)
+
+
+def read_start_frame(path: Path, clip: int, largest: int) -> Image.Image:
+    """The picture that a motion begins with, its longer side at most ``largest`` pixels.
+
+    Args:
+        path: of a motion as :func:`read_motion` reads it, with ``image (clip, y, x, channel)`` in
+            bytes of red, green and blue.
+        clip: which one, if there are several.
+        largest: pixels.
+
+    Raises: ValueError if the motion is not there or says not what it is of.
+    """
+    _check_there(path)
+    held = _open(path) if path.is_dir() else _load(path)
+    if "image" not in held:
+        raise ValueError(f"{path} has no start frame ('image'); give the picture that it moves.")
+    pixels = np.asarray(held["image"])
+    if pixels.ndim == 4:
+        _check_clip(path, clip, len(pixels))
+        pixels = pixels[clip]
+    if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
+        raise ValueError(
+            f"{path}: the image is {pixels.dtype} of shape {tuple(pixels.shape)}; it must be bytes "
+            "(H, W, 3)."
+        )
+    return _no_larger(Image.fromarray(pixels), largest)
+
+
+def _no_larger(image: Image.Image, largest: int) -> Image.Image:
     ratio = largest / max(image.size)
-    if ratio < 1:
-        size = [max(1, round(n * ratio)) for n in image.size]
-        image = image.resize((size[0], size[1]), Image.Resampling.LANCZOS)
-    return image
+    if ratio >= 1:
+        return image
+    width, height = (max(1, round(n * ratio)) for n in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def read_motion(path: Path, clip: int = 0, highest: float = 4.0) -> Motion:
@@ -74,8 +105,7 @@ def read_motion(path: Path, clip: int = 0, highest: float = 4.0) -> Motion:
 
     Raises: ValueError if there is no such motion.
     """
-    if not path.exists():
-        raise ValueError(f"There is no motion at {path}; check the path.")
+    _check_there(path)
     motion = _of_clip(path, clip, highest) if path.is_dir() else _of_file(path, clip)
     if not bool(torch.isfinite(motion.volume).all()):
         raise ValueError(
@@ -85,10 +115,7 @@ def read_motion(path: Path, clip: int = 0, highest: float = 4.0) -> Motion:
 
 
 def _of_clip(path: Path, clip: int, highest: float) -> Motion:
-    try:
-        data = xr.open_zarr(path, consolidated=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} cannot be opened as a Zarr; give a motion.zarr.") from error
+    data = _open(path)
     if "displacement" not in data:
         raise ValueError(
             f"{path} has no variable 'displacement' (it has {', '.join(map(str, data)) or 'none'});"
@@ -109,6 +136,13 @@ def _of_clip(path: Path, clip: int, highest: float) -> Motion:
         objects = torch.from_numpy(data["object"].transpose("y", "x").values.astype(np.int64))
     source = str(data["source"].values) if "source" in data else path.name
     return Motion(volume, frames, rate, None, objects, source)
+
+
+def _open(path: Path) -> xr.Dataset:
+    try:
+        return xr.open_zarr(path, consolidated=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} cannot be opened as a Zarr; give a motion.zarr.") from error
 
 
 def _of_file(path: Path, clip: int) -> Motion:
@@ -146,6 +180,11 @@ def _load(path: Path) -> dict[str, Any]:
             "or .npz."
         ) from error
     return loaded if isinstance(loaded, dict) else {"volume": loaded}
+
+
+def _check_there(path: Path) -> None:
+    if not path.exists():
+        raise ValueError(f"There is no motion at {path}; check the path.")
 
 
 def _check_clip(path: Path, clip: int, count: int) -> None:

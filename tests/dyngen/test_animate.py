@@ -80,19 +80,36 @@ def as_bytes(frames: Tensor) -> np.ndarray:
 
 
 def test_a_clip_of_motion_moves_the_picture(picture: Path, motion: Path, tmp_path: Path) -> None:
-    out = animate(picture, tmp_path / "film.gif", motion=motion, clip=1)
+    out = animate(tmp_path / "film.gif", picture, motion=motion, clip=1)
     expected = as_bytes(splat_frames(pixels(picture), swaying()))
     film = read(out)
     assert film.shape == (FRAMES, HEIGHT, WIDTH, 3)
     assert np.abs(film - expected).mean() < 4  # of 256 colours
-    still = read(animate(picture, tmp_path / "still.gif", motion=motion, clip=0))
+    still = read(animate(tmp_path / "still.gif", picture, motion=motion, clip=0))
     assert np.abs(still - np.asarray(Image.open(picture))).max() <= 8
+
+
+def test_without_a_picture_the_start_frame_moves(
+    picture: Path, motion: Path, tmp_path: Path
+) -> None:
+    frames = np.stack([np.zeros((HEIGHT, WIDTH, 3), np.uint8), np.asarray(Image.open(picture))])
+    started = (
+        xr.open_zarr(motion, consolidated=False)
+        .load()
+        .assign(image=(("clip", "y", "x", "channel"), frames))
+    )
+    started.to_zarr(tmp_path / "started.zarr", zarr_format=3, consolidated=False)
+    for name, options in (("a", {"image": picture, "motion": motion}), ("b", {})):
+        animate(
+            tmp_path / f"{name}.gif", **{"motion": tmp_path / "started.zarr", "clip": 1} | options
+        )
+    assert np.array_equal(read(tmp_path / "a.gif"), read(tmp_path / "b.gif"))
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "webm"])
 def test_a_video_comes_out(suffix: str, picture: Path, motion: Path, tmp_path: Path) -> None:
     av = pytest.importorskip("av", reason="PyAV is not installed")
-    out = animate(picture, tmp_path / f"film.{suffix}", motion=motion, clip=1)
+    out = animate(tmp_path / f"film.{suffix}", picture, motion=motion, clip=1)
     with av.open(str(out)) as film:
         stream = film.streams.video[0]
         read_back = [f.to_ndarray(format="rgb24").astype(int) for f in film.decode(stream)]
@@ -119,7 +136,7 @@ def test_frames_lie_at_the_times_asked_for(
         {"fps": 5.0, "slow": 0.5},
         {"frames": 3, "slow": 4.0},
     ):
-        animate(picture, tmp_path / "film.gif", motion=motion, clip=1, **options)  # type: ignore[arg-type]
+        animate(tmp_path / "film.gif", picture, motion=motion, clip=1, **options)  # type: ignore[arg-type]
     assert seen[0] == list(range(1, 16))
     assert seen[1] == [1 + n / 2 for n in range(30)]
     assert seen[2] == seen[1]  # twice as many frames, the same speed
@@ -151,7 +168,7 @@ def test_magnification_and_mask_act_on_the_motion(
     bright[:, : WIDTH // 2] = 255
     Image.fromarray(bright).save(tmp_path / "mask.png")
     options: dict[str, Any] = {"motion": motion, "clip": 1, "magnify": 1.5}
-    out = animate(picture, tmp_path / "film.gif", mask=tmp_path / "mask.png", **options)
+    out = animate(tmp_path / "film.gif", picture, mask=tmp_path / "mask.png", **options)
     moved = 1.5 * swaying()
     moved[..., WIDTH // 2 :] = 0
     expected = as_bytes(splat_frames(pixels(picture), moved))
@@ -169,7 +186,7 @@ def test_a_spectral_volume_of_another_size_is_resized(
     torch.testing.assert_close(resize_volume(small, HEIGHT, WIDTH), volume)
     torch.save({"volume": small[0], "period": FRAMES, "frames_per_second": 10.0}, tmp_path / "s.pt")
     with caplog.at_level(logging.INFO, "dyngen.animate"):
-        out = animate(picture, tmp_path / "film.gif", motion=tmp_path / "s.pt")
+        out = animate(tmp_path / "film.gif", picture, motion=tmp_path / "s.pt")
     assert "the motion of 16x8 is resized to 32x16" in caplog.text
     expected = as_bytes(splat_frames(pixels(picture), displacement_frames(volume, FRAMES)))
     assert np.abs(read(out) - expected).mean() < 4
@@ -181,9 +198,9 @@ def test_large_and_odd_pictures_are_resized_and_that_is_told(
     pytest.importorskip("av", reason="PyAV is not installed")
     Image.open(picture).resize((99, 49)).save(tmp_path / "odd.png")
     with caplog.at_level(logging.INFO, "dyngen.animate"):
-        animate(tmp_path / "odd.png", tmp_path / "film.mp4", motion=motion, clip=1)
+        animate(tmp_path / "film.mp4", tmp_path / "odd.png", motion=motion, clip=1)
         assert "odd.png of 99x49 is resized to 98x48" in caplog.text
-        animate(tmp_path / "odd.png", tmp_path / "film.gif", motion=motion, clip=1, largest=40)
+        animate(tmp_path / "film.gif", tmp_path / "odd.png", motion=motion, clip=1, largest=40)
         assert "odd.png of 99x49 is resized to 40x20" in caplog.text
 
 
@@ -195,7 +212,7 @@ def test_a_renderers_checkpoint_renders(picture: Path, motion: Path, tmp_path: P
     settings = dict(model.hparams) | {"_class_path": "dyngen.models.MotionRenderer"}
     checkpoint = tmp_path / "renderer.ckpt"
     torch.save({"state_dict": model.state_dict(), "hyper_parameters": settings}, checkpoint)
-    out = animate(picture, tmp_path / "film.gif", motion=motion, clip=1, renderer=checkpoint)
+    out = animate(tmp_path / "film.gif", picture, motion=motion, clip=1, renderer=checkpoint)
     film, expected = read(out), as_bytes(model.eval().render(pixels(picture), swaying()))
     direct = as_bytes(splat_frames(pixels(picture), swaying()))
     assert np.abs(film - expected).mean() < 0.5 * np.abs(film - direct).mean()
@@ -222,7 +239,7 @@ def sampler(monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_motion_is_sampled_by_its_seed(picture: Path, sampler: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"motion_model": sampler, "steps": 3, "magnify": 5.0}
     first, again, other = (
-        read(animate(picture, tmp_path / f"{n}.gif", seed=seed, **options))
+        read(animate(tmp_path / f"{n}.gif", picture, seed=seed, **options))
         for n, seed in enumerate((1, 1, 2))
     )
     assert first.shape == (FRAMES, HEIGHT, WIDTH, 3)
@@ -246,6 +263,11 @@ def test_a_loop_is_sampled_with_guidance(sampler: Path) -> None:
         ({"image": "text.png"}, "text.png cannot be read as a picture"),
         ({"image": "tall.png"}, "tall.png is 16x32 and the motion 32x16; crop it to the same"),
         ({"out": "film.avi"}, "film.avi ends in '.avi'; a film ends in one of"),
+        ({"image": None}, "motion.zarr has no start frame .*; give the picture that it moves"),
+        (
+            {"image": None, "motion": None, "motion_model": "x.ckpt"},
+            "Give a picture, image, that a motion is to be sampled for",
+        ),
         ({"motion": None}, "Give either a motion, or a motion_model"),
         ({"motion_model": "x.ckpt"}, "Give either a motion, or a motion_model"),
         ({"motion": "none.zarr"}, "There is no motion at .*none.zarr"),

@@ -90,6 +90,7 @@
       farthest,
     };
     idle = false;
+    describeModes();
   }
 
   // --- shapes at points -----------------------------------------------------------------------
@@ -425,17 +426,25 @@
   }
   const hertz = (mode) => `${(mode.frequency * Math.sqrt(settings.stiffness)).toFixed(2)} Hz`;
 
+  // What the list says of each mode: as it sways now, with the sliders where they are.
+  function describeModes() {
+    [...find("list").querySelectorAll("button")].forEach((button, m) => {
+      button.querySelector("b").textContent = hertz(modes[m]);
+      button.querySelector("span").textContent = `damping ${tuned.damping[m].toFixed(3)}`;
+    });
+  }
   function listModes() {
     modes.forEach((mode, m) => {
       const item = document.createElement("li"), button = document.createElement("button");
       button.type = "button";
       button.setAttribute("aria-pressed", "false");
-      button.innerHTML = `<canvas aria-hidden="true"></canvas><b>${hertz(mode)}</b>` +
-        `<small>damping ${mode.damping.toFixed(3)}<br>up to ${mode.largest.toFixed(1)} px</small>`;
+      button.innerHTML = '<canvas aria-hidden="true"></canvas><b></b>' +
+        `<small><span></span><br>up to ${mode.largest.toFixed(1)} px</small>`;
       button.addEventListener("click", () => choose(alone === m ? -1 : m));
       item.append(button);
       find("list").append(item);
     });
+    describeModes();
     find("all").addEventListener("click", () => choose(-1));
     find("tint").addEventListener("change", tint);
     const top = 1.08 * Math.max(...modes.map((m) => m.frequency));
@@ -606,7 +615,7 @@
   window.dyngen = {
     about, motion, settings, state, timing, shapesAt, displacementAt, oscillators,
     tuned: () => tuned, pixels: () => picture.pixels(), draw: (position, gain) => picture.draw(position, gain),
-    extent, grab, pull, release, tick, hand: () => hand, reach,
+    extent, grab, pull, release, tick, show, hand: () => hand, reach,
   };
   requestAnimationFrame((now) => { last = now; loop(now); });
 })();
