@@ -25,6 +25,7 @@ LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
 WORDS = {
     "evaluate": ("rollouts", True),
     "compare": ("rollouts", True),
+    "to-weatherbench": ("rollout", False),
     "drift": ("rollout", False),
     "inspect": ("cube", False),
     "rechunk": ("cube", False),
@@ -51,6 +52,8 @@ make and use:
   animate [IMAGE]      a film from a picture and a motion, given or sampled
   view [IMAGE]         a page on which a picture sways when it is pulled
   rollout              sample an ensemble of trajectories from a trained model into a Zarr
+  to-weatherbench ROLLOUT
+                       write a rollout, or a cube, in the layout that WeatherBench 2 evaluates
   evaluate ROLLOUT ... --reference CUBE
                        score rollouts of any origin against a cube of what came true
   compare ROLLOUT ROLLOUT ... --reference CUBE
@@ -152,6 +155,7 @@ def _functions() -> dict[str, Callable[[], Callable[..., Any]]]:
         "animate": lazily("dyngen.animate", "animate"),
         "view": lazily("dyngen.view.page", "view"),
         "rollout": lazily("dyngen.forecast", "forecast"),
+        "to-weatherbench": lazily("dyngen.weatherbench", "to_weatherbench"),
         "evaluate": lazily("dyngen.evaluation", "evaluate_rollouts"),
         "compare": lazily("dyngen.evaluation", "compare_rollouts"),
         "drift": lazily("dyngen.drift", "drift"),

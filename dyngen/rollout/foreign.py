@@ -1,4 +1,4 @@
-"""Rollouts that others wrote, with this library's names of dimensions.
+"""Rollouts that others wrote, with this library's names of dimensions, and ours with theirs.
 
 Dimensions are known by CF attributes first (`realization`, `forecast_period`,
 `forecast_reference_time`, axes Y and X), then by the names that the field's tools use: WeatherBench
@@ -8,7 +8,9 @@ Dimensions are known by CF attributes first (`realization`, `forecast_period`,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -107,3 +109,192 @@ def _renamed(dataset: xr.Dataset, dim: str, name: str) -> xr.Dataset:
     if name in dataset.coords and name not in dataset.dims:
         dataset = dataset.drop_vars(name)
     return dataset.rename({dim: name})
+
+
+def as_weatherbench(dataset: xr.Dataset, names: Mapping[str, str] | None = None) -> xr.Dataset:
+    """A rollout as WeatherBench 2 lays out forecasts, or a cube as it lays out what came true.
+
+    Forecasts get dimensions (time, number, prediction_timedelta, [level,] latitude, longitude),
+    where `time` is that of the initial state and `prediction_timedelta` the time since: the
+    init-time convention of its documentation, evaluated with `--by_init=True
+    --ensemble_dim=number`. A run from one initial state is one forecast. Latitudes rise, and
+    longitudes rise from 0. Variables that its data guide has get its names and units, channels on
+    pressure levels (`ta_850`) become one variable with a dimension `level` in hPa, and variables
+    without space, such as a sampler's figures, are left out. Nothing is computed but what units
+    ask for.
+
+    Args:
+        dataset: A rollout, as `open_rollout` gives it, or a cube (time, y, x).
+        names: Names of variables, by those they have: for those not known, or known wrongly.
+
+    Raises:
+        NotARollout: Where the grid is no latitudes and longitudes, times are no dates, or units are
+            not understood.
+    """
+    space = _globe(dataset)
+    chosen = dataset[[name for name, values in dataset.items() if set(space) <= set(values.dims)]]
+    if not chosen:
+        raise NotARollout("none of its variables has latitudes and longitudes.")
+    chosen = _in_its_times(chosen).rename(dict(zip(space, ("latitude", "longitude"), strict=True)))
+    chosen = chosen.assign_coords(longitude=chosen["longitude"] % 360)
+    for axis in ("latitude", "longitude"):  # a view where it is in order already
+        if (np.diff(chosen[axis].values) < 0).any():
+            chosen = chosen.sortby(axis)
+    spans = chosen["prediction_timedelta" if "prediction_timedelta" in chosen else "time"].values
+    every = json.loads(dataset.attrs.get("dyngen_layout", "{}")).get("every", 1)
+    hours = _hours(spans[0] if spans.dtype.kind == "m" else spans[1] - spans[0]) / every
+    single: dict[str, xr.DataArray] = {}
+    levels: dict[str, list[xr.DataArray]] = {}
+    for name, values in chosen.items():
+        level = values.attrs.get("level")
+        stem = str(name) if level is None else str(name).rpartition("_")[0]
+        known, unit = _published(stem, values, level is not None, hours, names or {})
+        values = _in_unit(str(name), values, unit, hours)
+        if level is None:
+            single[known] = values
+        else:
+            pascal = values.attrs.pop("level_units", "hPa") == "Pa"
+            del values.attrs["level"]
+            place = round(float(level) / (100 if pascal else 1))
+            levels.setdefault(known, []).append(values.expand_dims(level=[place]))
+    for known, parts in levels.items():
+        single[known] = xr.concat(parts, "level", combine_attrs="override").sortby("level")
+    result = xr.merge([values.rename(name) for name, values in single.items()], join="outer")
+    if "level" in result:
+        result["level"].attrs = {
+            "units": "hPa",
+            "standard_name": "air_pressure",
+            "positive": "down",
+        }
+    order = ("time", "number", "prediction_timedelta", "level", "latitude", "longitude")
+    return result.transpose(*order, missing_dims="ignore").assign_attrs(dataset.attrs)
+
+
+# Names of variables in CMIP and at ECMWF -> name and unit in the data guide of WeatherBench 2.
+AT_THE_SURFACE = {
+    ("tas", "t2m", "2t"): ("2m_temperature", "K"),
+    ("uas", "u10", "10u"): ("10m_u_component_of_wind", "m s**-1"),
+    ("vas", "v10", "10v"): ("10m_v_component_of_wind", "m s**-1"),
+    ("sfcWind", "10si"): ("10m_wind_speed", "m s**-1"),
+    ("psl", "msl", "air_pressure_at_mean_sea_level"): ("mean_sea_level_pressure", "Pa"),
+    ("ps", "sp", "surface_air_pressure"): ("surface_pressure", "Pa"),
+    ("tos", "sst", "sea_surface_temperature"): ("sea_surface_temperature", "K"),
+    ("prw", "tcwv"): ("total_column_water_vapour", "kg m**-2"),
+    ("pr", "tp", "precipitation_flux", "lwe_precipitation_rate"): ("total_precipitation", "m"),
+}
+ON_LEVELS = {
+    ("ta", "t", "air_temperature"): ("temperature", "K"),
+    ("ua", "u", "eastward_wind"): ("u_component_of_wind", "m s**-1"),
+    ("va", "v", "northward_wind"): ("v_component_of_wind", "m s**-1"),
+    ("hus", "q", "specific_humidity"): ("specific_humidity", "kg kg**-1"),
+    ("wap", "w", "lagrangian_tendency_of_air_pressure"): ("vertical_velocity", "Pa s**-1"),
+    ("z", "geopotential"): ("geopotential", "m**2 s**-2"),
+}
+
+
+# From and to -> factor and shift; rates to sums of one hour.
+CONVERSIONS = {
+    ("degC", "K"): (1.0, 273.15),
+    ("hPa", "Pa"): (100.0, 0.0),
+    ("mbar", "Pa"): (100.0, 0.0),
+    ("1", "kg kg-1"): (1.0, 0.0),
+    ("g kg-1", "kg kg-1"): (1e-3, 0.0),
+    ("mm", "m"): (1e-3, 0.0),
+    ("kg m-2", "m"): (1e-3, 0.0),
+    ("mm h-1", "m"): (1e-3, 0.0),
+    ("mm day-1", "m"): (1e-3 / 24, 0.0),
+    ("kg m-2 day-1", "m"): (1e-3 / 24, 0.0),
+    ("mm s-1", "m"): (3.6, 0.0),
+    ("kg m-2 s-1", "m"): (3.6, 0.0),
+    ("m s-1", "m"): (3600.0, 0.0),
+}
+SPELLINGS = {"d-1": "day-1", "hr-1": "h-1", "hour-1": "h-1"}
+SPELLINGS |= {"degrees_Celsius": "degC", "degree_Celsius": "degC", "Celsius": "degC"}
+
+
+def _published(
+    stem: str, values: xr.DataArray, on_levels: bool, hours: float, names: Mapping[str, str]
+) -> tuple[str, str | None]:
+    """Name and unit of a variable in the data guide; its own and None where it has none."""
+    table = ON_LEVELS if on_levels else AT_THE_SURFACE
+    aliases = {alias: entry for several, entry in table.items() for alias in several}
+    by_name = {entry[0]: entry for entry in table.values()}
+    name, unit = aliases.get(stem, (stem, None))
+    if unit is None:
+        name, unit = aliases.get(str(values.attrs.get("standard_name")), (stem, None))
+    if stem in names:
+        name = names[stem]
+        unit = by_name.get(name, (name, None))[1]
+        unit = "m" if name.startswith("total_precipitation") else unit
+    elif name == "total_precipitation":  # since the frame before: the guide names the hours
+        name = f"{name}_{hours:g}hr"
+    return name, unit
+
+
+def _in_unit(name: str, values: xr.DataArray, unit: str | None, hours: float) -> xr.DataArray:
+    """In the unit that is published; sums of rain are those of the hours between two frames."""
+    if unit is None:
+        return values.copy(deep=False)
+    own, wanted = _spelt(str(values.attrs.get("units", ""))), _spelt(unit)
+    factor, shift = CONVERSIONS.get((own, wanted), (1.0 if own == wanted else None, 0.0))
+    if factor is None:
+        raise NotARollout(
+            f"variable {name!r} has units {own!r}, which are not understood as {unit!r}: convert "
+            "it, or give it a name that WeatherBench does not know."
+        )
+    if wanted == "m" and own.endswith("-1"):
+        factor *= hours
+    attributes = values.attrs | {"units": unit}
+    if unit == "m":
+        attributes["standard_name"] = "lwe_thickness_of_precipitation_amount"
+        attributes.pop("cell_methods", None)
+    if (factor, shift) != (1.0, 0.0):
+        values = values * np.float32(factor) + np.float32(shift)
+    return values.assign_attrs(attributes)
+
+
+def _spelt(unit: str) -> str:
+    """A unit as UDUNITS spells it with spaces: `mm/day` and `mm d**-1` are `mm day-1`."""
+    above, *below = unit.replace("**", "").replace("^", "").replace(" per ", "/").split("/")
+    parts = above.split()
+    for part in " ".join(below).split():
+        name = part.rstrip("0123456789")
+        parts.append(f"{name}-{part[len(name) :] or 1}")
+    return " ".join(SPELLINGS.get(part, part) for part in parts)
+
+
+def _globe(dataset: xr.Dataset) -> tuple[str, str]:
+    """Names of the dimensions that are latitudes and longitudes."""
+    found = {}
+    for axis, direction in (("latitude", "degrees_north"), ("longitude", "degrees_east")):
+        for dim in map(str, dataset.dims):
+            attributes = dataset[dim].attrs if dim in dataset.coords else {}
+            known = dim in (axis, axis[:3]) or attributes.get("units") == direction
+            if dim in dataset.coords and (known or attributes.get("standard_name") == axis):
+                found[axis] = dim
+    if len(found) < 2:
+        raise NotARollout(
+            "its grid is no latitudes and longitudes, which WeatherBench evaluates alone: put it "
+            "on such a grid, or name its coordinates by CF attributes."
+        )
+    return found["latitude"], found["longitude"]
+
+
+def _in_its_times(rollout: xr.Dataset) -> xr.Dataset:
+    """With WeatherBench's names of times and members, and no other coordinates of time."""
+    start = "initial_time" if "initial_time" in rollout.coords else "time"
+    if rollout[start].dtype.kind not in "MO":
+        raise NotARollout("its times are numbers without a calendar; WeatherBench has dates.")
+    rollout = rollout.drop_vars("initial_trajectory", errors="ignore")
+    if start == "time":
+        return rollout  # a cube
+    if "initial" in rollout.dims:
+        rollout = rollout.drop_vars("time").swap_dims(initial="initial_time")
+    else:
+        rollout = rollout.swap_dims(time="lead").drop_vars("time").expand_dims("initial_time")
+    names = {"initial_time": "time", "lead": "prediction_timedelta", "member": "number"}
+    return rollout.rename({old: new for old, new in names.items() if old in rollout.dims})
+
+
+def _hours(span: Any) -> float:
+    return float(np.timedelta64(span) / np.timedelta64(1, "s")) / 3600
