@@ -1,0 +1,95 @@
+"""The figures of a century, from what a rollout, its kills and its drift report left on disk.
+
+    python experiments/speedy/century.py RUN.zarr DRIFT_FOLDER KILLS.json OUT_FOLDER
+
+RUN.zarr is the rollout, DRIFT_FOLDER what `dyngen drift` wrote, KILLS.json what `kills.py` printed.
+OUT_FOLDER gets `century.json` and the figures of the report as PNG.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from dyngen.report.drift_figures import drift_figures
+from dyngen.rollout import open_rollout
+
+DAYS = 365.2425
+COMMAND = (
+    "python experiments/speedy/kills.py century.zarr twin.zarr --kills 5 --within {within} -- "
+    "--config experiments/speedy/rollout.yaml"
+)
+DRAWN = {
+    "pr": ("annual_means", "maps", "seasonal_cycle", "zonal_mean", "spells", "return_levels"),
+    "ta": ("annual_means", "maps"),
+    "ps": ("annual_means", "maps"),
+}
+
+
+def century(run: Path, drift: Path, kills: Path) -> dict[str, Any]:
+    """The figures, as they are; `complete` says whether all steps that were asked for are there."""
+    cost = json.loads((run / ".cost.json").read_text()) if (run / ".cost.json").exists() else {}
+    told = json.loads((drift / "drift.json").read_text())
+    killed = json.loads(kills.read_text())
+    rollout = open_rollout(run)
+    rain = told["variables"]["pr"]
+    settings = json.loads(rollout.attrs["dyngen_settings"])
+    frames = rollout.sizes["time"]
+    missing = {name: found["missing_values"] for name, found in told["variables"].items()}
+    seconds = cost.get("seconds_per_frame") or killed.get("seconds_per_frame")
+    return {
+        "steps": frames,
+        "steps_asked_for": json.loads(rollout.attrs["dyngen_layout"])["steps"],
+        "complete": bool(rollout.attrs["dyngen_complete"]),
+        "members": rollout.sizes["member"],
+        "missing_values": missing,
+        "kills": len(killed["killed_after_steps"]),
+        "killed_after_steps": killed["killed_after_steps"],
+        "bytes_equal": killed["bytes_equal"],
+        "bytes_compared": f"all {killed['chunks_compared']} chunks of the first "
+        f"{killed['steps_compared']} steps, within which all kills lie, with those of an "
+        "uninterrupted run",
+        "drift_percent_per_century": rain["trend"]["percent_per_century"],
+        "drift_standard_error_percent": rain["trend"]["percent_standard_error"],
+        "map_within_spread_fraction": rain["map"]["within_spread_fraction"]["last"],
+        "map_within_spread_fraction_of_first_years": rain["map"]["within_spread_fraction"]["first"],
+        "map_within_spread_fraction_of_reference_blocks": rain["map"]["within_spread_fraction"][
+            "reference_blocks"
+        ],
+        "map_last_within_spread_of_first_fraction": rain["map"][
+            "last_within_spread_of_first_fraction"
+        ],
+        "map_within_spread_fraction_by_variable": {
+            name: found["map"]["within_spread_fraction"]["last"]
+            for name, found in told["variables"].items()
+        },
+        "mean_precipitation_mm_per_day": rain["mean"],
+        "block_years": rain["block_years"],
+        "years_per_day": None if seconds is None else 86400 / DAYS / seconds,
+        "machine": told["provenance"]["machine"],
+        "sampling": {k: v for k, v in settings.items() if "sampl" in k},
+        "command": COMMAND.format(within=killed["steps_compared"]),
+    }
+
+
+def main() -> None:
+    run, drift, kills, out = map(Path, sys.argv[1:5])
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "century.json").write_text(json.dumps(century(run, drift, kills), indent=1) + "\n")
+    told = json.loads((drift / "drift.json").read_text())["variables"]
+    with xr.open_dataset(drift / "drift.nc") as curves:
+        for variable, names in DRAWN.items():
+            one = curves.sel(variable=variable, drop=True)
+            one.attrs["units"] = told[variable]["units"]
+            figures = drift_figures(one)
+            for name in names:
+                if name in figures:
+                    figures[name].savefig(out / f"{variable}_{name}.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
