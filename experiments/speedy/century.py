@@ -20,8 +20,9 @@ from dyngen.rollout import open_rollout
 
 DAYS = 365.2425
 COMMAND = (
-    "python experiments/speedy/kills.py century.zarr twin.zarr --kills 5 --within {within} -- "
-    "--config experiments/speedy/rollout.yaml"
+    "python experiments/speedy/kills.py century.zarr twin.zarr --kills {kills} --within {within} "
+    "-- --config experiments/speedy/rollout.yaml; "
+    "dyngen rollout --config experiments/speedy/rollout.yaml --out century.zarr"
 )
 DRAWN = {
     "pr": ("annual_means", "maps", "seasonal_cycle", "zonal_mean", "spells", "return_levels"),
@@ -40,7 +41,7 @@ def century(run: Path, drift: Path, kills: Path) -> dict[str, Any]:
     settings = json.loads(rollout.attrs["dyngen_settings"])
     frames = rollout.sizes["time"]
     missing = {name: found["missing_values"] for name, found in told["variables"].items()}
-    seconds = cost.get("seconds_per_frame") or killed.get("seconds_per_frame")
+    seconds = cost.get("seconds_per_frame")
     return {
         "steps": frames,
         "steps_asked_for": json.loads(rollout.attrs["dyngen_layout"])["steps"],
@@ -71,8 +72,10 @@ def century(run: Path, drift: Path, kills: Path) -> dict[str, Any]:
         "block_years": rain["block_years"],
         "years_per_day": None if seconds is None else 86400 / DAYS / seconds,
         "machine": told["provenance"]["machine"],
-        "sampling": {k: v for k, v in settings.items() if "sampl" in k},
-        "command": COMMAND.format(within=killed["steps_compared"]),
+        "sampling": settings.get("sampler"),
+        "command": COMMAND.format(
+            kills=len(killed["killed_after_steps"]), within=killed["steps_compared"]
+        ),
     }
 
 

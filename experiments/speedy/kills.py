@@ -1,12 +1,13 @@
 """Kill a rollout at random steps, let it go on each time, and hold its bytes against a twin's.
 
-    python experiments/speedy/kills.py RUN.zarr TWIN.zarr --kills 5 --within 2560 -- \\
-        --config experiments/speedy/rollout.yaml --steps 36500
+    python experiments/speedy/kills.py RUN.zarr TWIN.zarr --kills 5 --within 512 -- \\
+        --config experiments/speedy/rollout.yaml
 
-What follows `--` are options of `dyngen rollout`. RUN is killed so many times (SIGKILL, which no
-program can prepare for) at random steps below `--within`, started again with the same command each
-time, and then left to run to its end. TWIN is a run of `--within` steps that nobody disturbs. Every
-chunk of TWIN is compared, byte by byte, with that of RUN, and what came of it is printed as JSON.
+What follows `--` are options of `dyngen rollout`. RUN, of `--within` steps, is killed so many times
+(SIGKILL, which no program can prepare for) at random steps, started again with the same command
+each time, and at last left to end. TWIN is the same run, and nobody disturbs it. Every chunk of
+TWIN is compared, byte by byte, with that of RUN, and what came of it is printed as JSON. RUN can
+then be gone on with by `dyngen rollout` with more steps. No two processes run at a time.
 """
 
 from __future__ import annotations
@@ -28,18 +29,14 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("twin", type=Path)
     parser.add_argument("--kills", type=int, default=5)
-    parser.add_argument("--within", type=int, default=2560, help="a multiple of the block's steps")
+    parser.add_argument("--within", type=int, default=512, help="steps of both runs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--leave", action="store_true", help="do not wait for the end of RUN")
     own, options = _split(sys.argv[1:])
     given = parser.parse_args(own)
+    options.append(f"--steps={given.within}")
     killed = kill_at_random(given.run, options, given.kills, given.within, given.seed)
-    last = subprocess.Popen(_command(given.run, options))
-    if not given.leave and last.wait():
-        sys.exit(last.returncode)
-    subprocess.run(_command(given.twin, [*options, f"--steps={given.within}"]), check=True)
-    while not given.leave and last.poll() is None:
-        time.sleep(POLL)
+    for place in (given.run, given.twin):
+        subprocess.run(_command(place, options), check=True)
     compared, different = compare(given.run, given.twin)
     told = {
         "killed_after_steps": killed,
