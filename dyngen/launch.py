@@ -14,12 +14,10 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from dyngen.rollout import Processes
+from dyngen.rollout import Processes, together
 
 MEETING = timedelta(minutes=10)  # in which all processes must have started
-PATIENCE = timedelta(days=60)  # in which the last of them must have finished
 
 
 @contextmanager
@@ -29,18 +27,16 @@ def launched() -> Iterator[Processes]:
     Raises:
         ValueError: if the environment names processes that do not come, or names them in part.
     """
-    if dist.is_available() and dist.is_initialized():
-        yield Processes(dist.get_rank(), dist.get_world_size(), dist.group.WORLD)
-        return
-    rank, count, address = _environment()
+    there = dist.is_available() and dist.is_initialized()
+    rank, count, address = (0, 1, "") if there else _environment()
     if count == 1:
-        yield Processes()
+        with together() as processes:
+            yield processes
         return
     try:
         dist.init_process_group(
             "gloo", init_method=address, rank=rank, world_size=count, timeout=MEETING
         )
-        group = dist.new_group(timeout=PATIENCE, backend="gloo")
     except (RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -48,7 +44,8 @@ def launched() -> Iterator[Processes]:
             "all of them with torchrun or srun, or unset WORLD_SIZE to work alone."
         ) from error
     try:
-        yield Processes(rank, count, group)
+        with together() as processes:
+            yield processes
     finally:
         dist.destroy_process_group()
 
@@ -91,6 +88,8 @@ def _environment() -> tuple[int, int, str]:
         return _rank(given["RANK"], given["WORLD_SIZE"]), int(given["WORLD_SIZE"]), "env://"
     # A batch script without srun has SLURM's variables too, but is one process.
     if int(given.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_ID" in given:
+        from lightning.pytorch.plugins.environments import SLURMEnvironment
+
         if not SLURMEnvironment.detect():  # an interactive shell
             return 0, 1, ""
         slurm = SLURMEnvironment()

@@ -22,10 +22,20 @@ from dyngen.callbacks.world import initial_field, world_of
 from dyngen.report.assessment import assess, write_assessment
 from dyngen.report.feature_distances import Features
 from dyngen.report.provenance import machine
-from dyngen.rollout import Field, FrameSampler, OtherSettings, open_rollout, write_rollout
+from dyngen.rollout import (
+    Field,
+    FrameSampler,
+    OtherSettings,
+    Processes,
+    open_rollout,
+    together,
+    write_rollout,
+)
 from dyngen.rollout.sampling import Sampling, frame_sampler, weights_digest
 
 log = logging.getLogger(__name__)
+
+ALONE = Processes()
 
 
 class RolloutEvaluation(Callback):
@@ -127,20 +137,28 @@ class RolloutEvaluation(Callback):
             self._measure_once(trainer, pl_module, "test")
 
     def _measure_once(self, trainer: Trainer, model: LightningModule, split: str) -> None:
-        """Measure in the first process, while the others wait."""
-        if trainer.is_global_zero:
-            self.measure(trainer, model, split)
-        trainer.strategy.barrier("rollout evaluation")
+        """Roll out in all processes, score in the first while the others wait."""
+        with together() as processes:
+            self.measure(trainer, model, split, processes)
+            processes.gather(None)
 
     @torch.inference_mode(False)  # Lightning's own mode, in which no gradient can guide
     @torch.no_grad()
-    def measure(self, trainer: Trainer, model: LightningModule, split: str) -> dict[str, Any]:
+    def measure(
+        self,
+        trainer: Trainer,
+        model: LightningModule,
+        split: str,
+        processes: Processes = ALONE,
+    ) -> dict[str, Any]:
         """Roll out, score, log and write; the summary is returned.
 
         Args:
             trainer: Its data module gives initial states, truth and normalisation.
             model: What `dyngen.rollout.sampling.frame_sampler` makes a sampler of.
             split: `validate` or `test`.
+            processes: Those that train together, each of which rolls out its share; the first
+                alone scores, and the others return nothing.
 
         Raises:
             ValueError: If there is no data module with initial states.
@@ -171,10 +189,15 @@ class RolloutEvaluation(Callback):
                 for kind, initials, members, steps, found in runs:
                     started = time.perf_counter()
                     path = output / "rollouts" / split / f"{name} {kind}.zarr".replace(" ", "_")
-                    self._roll_out(path, model, sampler, start, initials, members, steps)
+                    what = (path, model, sampler, start, initials, members, steps)
+                    self._roll_out(*what, processes=processes)
+                    if not processes.first:
+                        continue
                     found[name] = files.enter_context(open_rollout(path))
                     costs.setdefault(name, read_cost(path))
                     seconds[f"{kind} {name}"] = round(time.perf_counter() - started, 1)
+            if not processes.first:
+                return {}
             for name, place in self.compare.items():
                 forecasts[name] = files.enter_context(open_rollout(place))
                 costs[name] = read_cost(place)
@@ -206,6 +229,7 @@ class RolloutEvaluation(Callback):
         initials: int,
         members: int,
         steps: int,
+        processes: Processes,
     ) -> None:
         histories = start.histories(initials, sampler.history_length)
         field = start.field(initials)
@@ -228,8 +252,9 @@ class RolloutEvaluation(Callback):
                     conditioning=context,
                     device=model.device,
                     progress=True,
+                    processes=processes,
                 )
-                if written.frames:
+                if written.frames and processes.first:
                     cost = rollout_cost(
                         model, sampler, histories, written, self._training, model.device, context
                     )
@@ -239,7 +264,8 @@ class RolloutEvaluation(Callback):
                 if attempt:
                     raise
                 log.info("%s is of another model or other settings: it is made anew", path)
-                shutil.rmtree(path)
+                if processes.first:
+                    shutil.rmtree(path)
 
 
 class _Start:

@@ -18,7 +18,7 @@ from dyngen.rollout.ensemble import (
 from dyngen.rollout.field import Field
 from dyngen.rollout.frame_sampler import ConditionalFrameSampler, FrameSampler, GuidedFrameSampler
 from dyngen.rollout.layout import Layout, Slab
-from dyngen.rollout.processes import Processes
+from dyngen.rollout.processes import Processes, together
 from dyngen.rollout.randomness import FrameNoise
 from dyngen.rollout.sampling import Sampling, frame_sampler, weights_digest
 from dyngen.rollout.store import (
@@ -49,6 +49,7 @@ __all__ = [
     "prepare_store",
     "rollout",
     "rollout_blocks",
+    "together",
     "weights_digest",
     "write_rollout",
 ]

@@ -9,14 +9,17 @@ a minute late.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from dyngen.rollout.store import RolloutError
+from dyngen.rollout.store import OtherSettings, RolloutError
 
+PATIENCE = timedelta(days=60)  # in which the last process must have finished
 T = TypeVar("T")
 
 
@@ -53,21 +56,22 @@ class Processes:
         """Have rank 0 do some work, then all the others; they fail with it if it fails.
 
         Raises:
-            RolloutError: in the others, if it failed in the first.
+            RolloutError: in the others, if it failed in the first; OtherSettings if it was that.
         """
         if self.group is None:
             return work()
         if not self.first:
-            (problem,) = self._broadcast(None)
+            problem = self._told(None)
             if problem is not None:
-                raise RolloutError(problem)
+                raise problem
             return work()
         try:
             result = work()
         except BaseException as error:
-            self._broadcast(str(error) or type(error).__name__)
+            kind = OtherSettings if isinstance(error, OtherSettings) else RolloutError
+            self._told(kind(str(error) or type(error).__name__))
             raise
-        self._broadcast(None)
+        self._told(None)
         return result
 
     def gather(self, value: T) -> list[T]:
@@ -85,13 +89,27 @@ class Processes:
             raise RolloutError(_lost(self)) from error
         return values
 
-    def _broadcast(self, problem: str | None) -> list[str | None]:
+    def _told(self, problem: RolloutError | None) -> RolloutError | None:
+        """What rank 0 says."""
         told = [problem]
         try:
             dist.broadcast_object_list(told, src=0, group=self.group)
         except RuntimeError as error:
             raise RolloutError(_lost(self)) from error
-        return told
+        return told[0]
+
+
+@contextmanager
+def together() -> Iterator[Processes]:
+    """The processes that torch.distributed has brought together, or this one alone."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        yield Processes()
+        return
+    group = dist.new_group(timeout=PATIENCE, backend="gloo")
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size(), group)
+    finally:
+        dist.destroy_process_group(group)
 
 
 def _lost(processes: Processes) -> str:

@@ -99,7 +99,7 @@ def test_a_run_from_one_initial_state_is_one_forecast(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         forecast["prediction_timedelta"], np.array([2, 4, 6]) * np.timedelta64(1, "D")
     )
-    assert "total_precipitation_24hr" in forecast  # frames are days, though every second one is kept
+    assert "total_precipitation_24hr" in forecast  # days of rain, every second one
 
 
 def cube(**changes: Any) -> xr.Dataset:
