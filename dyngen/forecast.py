@@ -97,7 +97,7 @@ def forecast(
         if years is not None:
             steps = _steps_in_years(field, years, data.path)
             steps = -(-steps // every) * every if every > 0 else steps
-            log.info("%d years from %s are %d steps", years, field.initial_times[0], steps)
+            log.info("years = %d from %s are %d steps", years, field.initial_times[0], steps)
         written = write_rollout(
             out,
             sampler,
