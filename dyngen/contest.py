@@ -22,6 +22,8 @@ from rich.table import Table
 from dyngen.report.provenance import machine
 from dyngen.stages import Stage, read_stages, run_stages, seconds_table
 
+CONTEST = "contest.yaml"
+
 OF_COST = {
     "parameters": ("parameters",),
     "training_flops": ("training", "flops"),
@@ -31,6 +33,21 @@ OF_COST = {
     "flops_per_frame": ("flops_per_frame",),
     "seconds_per_frame": ("seconds_per_frame",),
 }
+
+
+@dataclass(frozen=True)
+class Training:
+    """A model to train.
+
+    Args:
+        config: Name of its configuration in the experiment's folder.
+        name: Folder of its checkpoints, in place of what the configuration says.
+        options: Options of `dyngen fit`, in place of what the configuration says.
+    """
+
+    config: str
+    name: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,11 +67,11 @@ class System:
 
 @dataclass(frozen=True)
 class Contest:
-    """What `contest.yaml` says.
+    """What a file of rules such as `contest.yaml` says.
 
     Args:
         seeds: Trainings of each model.
-        models: Configurations to train, in this order.
+        models: What to train, in this order.
         systems: Those who compete; the first is what others are held against.
         forecasts: Arguments of `dyngen rollout` for the forecasts.
         free_run: Likewise for one long run.
@@ -62,7 +79,7 @@ class Contest:
     """
 
     seeds: int
-    models: Sequence[str]
+    models: Sequence[Training]
     systems: Mapping[str, System]
     forecasts: Mapping[str, int]
     free_run: Mapping[str, int]
@@ -74,14 +91,18 @@ def contest(
     out: Path | None = None,
     results: Path | None = None,
     seeds: int | None = None,
+    rules: str = CONTEST,
 ) -> None:
     """Train every system, roll out, compare, and write down who is ahead.
 
     Args:
         experiment: Folder with `cube.yaml`, `contest.yaml` and the configurations it names.
-        out: Folder of everything that is trained; `runs/NAME/contest` by default.
-        results: Folder for `summary.json` and the report; `docs/results/NAME` by default.
+        out: Folder of everything that is trained; `runs/NAME/contest` by default. What is there
+            already is not trained again, so that an ablation may follow a contest.
+        results: Folder for `summary.json`; `docs/results/NAME` by default.
         seeds: Trainings of each model, in place of what `contest.yaml` says.
+        rules: Another file than `contest.yaml`, such as `ablation.yaml`. Its figures go to a file
+            of its name, `ablation.json`.
 
     Raises:
         ValueError: If the experiment's files are not there or are not understood.
@@ -89,19 +110,26 @@ def contest(
     name = experiment.name
     out = out or Path("runs") / name / "contest"
     results = results or Path("docs/results") / name
-    rules = read_contest(experiment / "contest.yaml", seeds)
+    agreed = read_contest(experiment / rules, seeds)
+    reports = [_report(out, seed, rules) for seed in range(agreed.seeds)]
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
-    console.print(f"[bold]{name}[/]: {rules.seeds} trainings of {', '.join(rules.models)}")
-    run_stages(out, _stages(experiment, out, rules), console)
-    summary = _summary(out, rules)
-    summary["command"] = f"dyngen contest --experiment {experiment.as_posix()}"
-    summary["seconds"] = {k: v["seconds"] for k, v in read_stages(out).items()}
+    trained = ", ".join(model.name or model.config for model in agreed.models)
+    console.print(f"[bold]{name}[/]: {agreed.seeds} trainings of {trained}")
+    stages = _stages(experiment, out, agreed, reports)
+    run_stages(out, stages, console)
+    summary = _summary(reports)
+    chosen = "" if rules == CONTEST else f" --rules {rules}"
+    summary["command"] = f"dyngen contest --experiment {experiment.as_posix()}{chosen}"
+    took = {stage.name for stage in stages}
+    summary["seconds"] = {k: v["seconds"] for k, v in read_stages(out).items() if k in took}
     results.mkdir(parents=True, exist_ok=True)
-    (results / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    figures = results / ("summary.json" if rules == CONTEST else f"{Path(rules).stem}.json")
+    figures.write_text(json.dumps(summary, indent=2) + "\n")
     console.print(_table(summary))
     console.print(seconds_table({"total": sum(summary["seconds"].values())}))
-    console.print(f"figures  {results / 'summary.json'}\nreports  {out}/seed*/report.html")
+    pages = " ".join(str(report / "report.html") for report in reports)
+    console.print(f"figures  {figures}\nreports  {pages}", soft_wrap=True)
 
 
 def read_contest(path: Path, seeds: int | None = None) -> Contest:
@@ -115,14 +143,26 @@ def read_contest(path: Path, seeds: int | None = None) -> Contest:
     given: Any = OmegaConf.to_container(OmegaConf.load(path))
     try:
         systems = {name: System(**settings) for name, settings in given.pop("systems").items()}
-        return Contest(systems=systems, **(given | ({"seeds": seeds} if seeds else {})))
+        models = [
+            Training(model) if isinstance(model, str) else Training(**model)
+            for model in given.pop("models")
+        ]
+        return Contest(
+            models=models, systems=systems, **(given | ({"seeds": seeds} if seeds else {}))
+        )
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} is not understood ({error}); see the one of turbulence."
         ) from error
 
 
-def _stages(experiment: Path, out: Path, rules: Contest) -> list[Stage]:
+def _report(out: Path, seed: int, rules: str) -> Path:
+    """Folder of a seed's scores and report."""
+    folder = out / f"seed{seed}"
+    return folder if rules == CONTEST else folder / Path(rules).stem
+
+
+def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]) -> list[Stage]:
     cube = out / "cube.zarr"
     stages = [
         Stage(
@@ -140,12 +180,16 @@ def _stages(experiment: Path, out: Path, rules: Contest) -> list[Stage]:
         stage = partial(Stage, folder=folder)
         data = ("--data.init_args.path", str(cube))
         for model in rules.models:
-            config = ("--config", str(experiment / f"{model}.yaml"))
+            name = model.name or model.config
+            options = dict(model.options)
+            if model.name:
+                options["trainer.logger.init_args.version"] = model.name
+            config = ("--config", str(experiment / f"{model.config}.yaml"))
             stages.append(
                 stage(
-                    f"seed{seed}/{model}",
-                    f"Train {model.replace('_', ' ')}, seed {seed}",
-                    ("fit", *config, *data, "--seed_everything", str(seed)),
+                    f"seed{seed}/{name}",
+                    f"Train {name.replace('_', ' ')}, seed {seed}",
+                    ("fit", *config, *data, "--seed_everything", str(seed), *_options(options)),
                 )
             )
         made = []
@@ -167,15 +211,16 @@ def _stages(experiment: Path, out: Path, rules: Contest) -> list[Stage]:
                         path.exists,
                     )
                 )
+        report = reports[seed]
         stages.append(
             stage(
-                f"seed{seed}/compare",
+                f"{report.relative_to(out).as_posix()}/compare",
                 f"Compare, seed {seed}",
                 (
-                    *("compare", *made, "--reference", str(cube), "--out", str(folder)),
+                    *("compare", *made, "--reference", str(cube), "--out", str(report)),
                     *_options(rules.compare),
                 ),
-                (folder / "report.html").exists,
+                (report / "report.html").exists,
             )
         )
     return stages
@@ -183,14 +228,16 @@ def _stages(experiment: Path, out: Path, rules: Contest) -> list[Stage]:
 
 def _options(values: Mapping[str, Any]) -> list[str]:
     """Values as words of a command line."""
-    return [word for key, value in values.items() for word in (f"--{key}", json.dumps(value))]
+    words: list[str] = []
+    for key, value in values.items():
+        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    return words
 
 
-def _summary(out: Path, rules: Contest) -> dict[str, Any]:
+def _summary(reports: Sequence[Path]) -> dict[str, Any]:
     """Figures of all seeds: means, with the spread between trainings beside them."""
     runs = []
-    for seed in range(rules.seeds):
-        folder = out / f"seed{seed}"
+    for folder in reports:
         scores = xr.open_dataset(folder / "scores.nc", engine="h5netcdf").load().isel(variable=0)
         runs.append((json.loads((folder / "summary.json").read_text()), scores))
     names = list(runs[0][0]["crps"])
@@ -200,7 +247,7 @@ def _summary(out: Path, rules: Contest) -> dict[str, Any]:
         "systems": systems,
         "truth": {"autocorrelation": _mean(truth)},
         "machine": machine(),
-        "seed": list(range(rules.seeds)),
+        "seed": list(range(len(reports))),
     }
 
 

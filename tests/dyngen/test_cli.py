@@ -14,8 +14,9 @@ from dyngen.rollout import Sampling
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
-CONTESTS = [path for path in EXPERIMENTS if path.stem == "contest"]
-CONFIGURATIONS = [path for path in EXPERIMENTS if path.stem != "contest"]
+RULES = ("contest", "ablation")
+CONTESTS = [path for path in EXPERIMENTS if path.stem in RULES]
+CONFIGURATIONS = [path for path in EXPERIMENTS if path.stem not in RULES]
 IMAGE = ROOT / "experiments" / "turbulence" / "image.yaml"
 
 
@@ -97,17 +98,13 @@ def test_a_cube_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "nothing.zarr" in said
 
 
-@pytest.mark.parametrize("path", CONTESTS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", CONTESTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_contests_name_what_there_is(path: Path) -> None:
     contest = read_contest(path)
-    for name in contest.models:
-        assert (path.parent / f"{name}.yaml").is_file()
-    trained = {
-        yaml.safe_load((path.parent / f"{name}.yaml").read_text())["trainer"]["logger"][
-            "init_args"
-        ]["version"]
-        for name in contest.models
-    }
+    trained = set()
+    for model in contest.models:
+        config = yaml.safe_load((path.parent / f"{model.config}.yaml").read_text())
+        trained.add(model.name or config["trainer"]["logger"]["init_args"]["version"])
     assert {system.model for system in contest.systems.values()} <= trained
     assert all(Sampling(**system.sampling) for system in contest.systems.values())
 

@@ -284,3 +284,24 @@ def test_a_contest_trains_everyone_and_tells_who_is_ahead(
     capsys.readouterr()
     run(contest)
     assert capsys.readouterr().out.count("done before") == 1 + 2 * (2 + 3 + 1)
+
+    (experiment / "ablation.yaml").write_text(
+        "seeds: 1\n"
+        "models:\n"
+        "  - image\n"
+        "  - {config: discriminator, name: plain, options: {model.init_args.history_noise: 0.5}}\n"
+        "systems:\n"
+        "  guided: {model: discriminator, sampling: {steps: 2}}\n"
+        "  plain: {model: plain, sampling: {steps: 2}, free_run: false}\n"
+        "forecasts: {initial_states: 3, members: 3, steps: 3}\n"
+        "free_run: {members: 2, steps: 12}\n"
+        "compare: {features: null, bootstrap: 50}\n"
+    )
+    run([*contest, "--rules", "ablation.yaml"])
+    assert capsys.readouterr().out.count("done before") == 1 + 1 + 2
+    ablation = json.loads((results / "ablation.json").read_text())
+    assert set(ablation["systems"]) == {"guided", "plain", "persistence", "climatology"}
+    assert ablation["systems"]["guided"]["crps"] == pytest.approx(guided["crps_by_seed"][0])
+    plain = load_model(out / "seed0" / "plain" / "checkpoints" / "last.ckpt")
+    assert plain.history_noise == 0.5
+    assert json.loads((results / "summary.json").read_text()) == summary
