@@ -92,7 +92,10 @@ def _environment() -> tuple[int, int, str]:
 
         if not SLURMEnvironment.detect():  # an interactive shell
             return 0, 1, ""
-        slurm = SLURMEnvironment()
+        try:
+            slurm = SLURMEnvironment()
+        except RuntimeError as error:  # of variables that Lightning does not support
+            raise ValueError(" ".join(str(error).split())) from error
         address = f"tcp://{slurm.main_address}:{slurm.main_port}"
         return slurm.global_rank(), slurm.world_size(), address
     return 0, 1, ""

@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import dask.threaded
+
 
 def start(function: Callable[..., None], count: int, *arguments: Any) -> list[Any]:
     """Processes that call the function, with the environment that torchrun gives each rank."""
@@ -33,6 +35,16 @@ def start(function: Callable[..., None], count: int, *arguments: Any) -> list[An
     return started
 
 
+def run_alone(function: Callable[..., None], *arguments: Any) -> int:
+    """Exit status of a single such process, which belongs to no others."""
+    process = multiprocessing.get_context("fork").Process(
+        target=_call, args=(function, {}, arguments)
+    )
+    process.start()
+    process.join(300)
+    return int(process.exitcode)
+
+
 def run(function: Callable[..., None], count: int, *arguments: Any) -> list[int]:
     """Exit statuses of the processes: 0, or 1 when the function raised."""
     processes = start(function, count, *arguments)
@@ -43,6 +55,7 @@ def run(function: Callable[..., None], count: int, *arguments: Any) -> list[int]
 
 
 def _call(function: Callable[..., None], environment: dict[str, Any], arguments: Any) -> None:
+    dask.threaded.default_pool = None  # its threads are not in a fork
     os.environ.update({name: str(value) for name, value in environment.items()})
     status = 1
     try:

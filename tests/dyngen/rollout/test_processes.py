@@ -11,7 +11,7 @@ import ranks
 import toy_world
 from test_store import tree
 
-from dyngen.launch import _environment, launched
+from dyngen.launch import _environment, launched, local_device
 from dyngen.rollout import OtherSettings, Processes, RolloutError, open_rollout
 from dyngen.rollout.layout import usual_batch_size
 
@@ -135,8 +135,17 @@ def test_processes_are_known_by_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert _environment() == (0, 1, "")  # the batch script itself, which srun did not start
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     assert _environment() == (2, 4, "tcp://node7:16234")
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    with pytest.raises(ValueError, match="Use `--ntasks-per-node=4` instead"):
+        _environment()
 
 
 def test_ranks_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="process 2 of 2 cannot be"):
         Processes(2, 2)
+
+
+def test_a_device_that_is_not_there_is_told() -> None:
+    assert local_device("cpu", Processes(1, 2)).type == "cpu"
+    with pytest.raises(ValueError, match="device abacus cannot be used here"):
+        local_device("abacus", Processes())
