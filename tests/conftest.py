@@ -3,11 +3,15 @@
 import os
 
 import pytest
+from hypothesis import settings
 
 # Tensors here are tiny, and threads that wait for each other slow. Whatever is imported or started
 # from here on reads these.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
+
+settings.register_profile("shared", deadline=None)  # how long an example takes is up to the machine
+settings.load_profile("shared")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 STYLES = ("page.css",)
 SCRIPTS = ("oscillators.js", "picture.js", "controls.js")
 PARTS = 16  # with the rest
+FAINT = 0.02  # pixels: a mode that moves nothing by more is noise to the eye
 TAIL = 0.98  # of the pixels of a part move less than what counts as its strength
 
 
@@ -147,6 +148,8 @@ def find_modes(
 ) -> tuple[PartModes, Tensor]:
     """The modes of a motion in pixels of a picture of a size (width, height), and its parts.
 
+    What is too faint to be seen is left out, but for the strongest.
+
     Args:
         count: the most modes.
         damping: the least ratio.
@@ -164,12 +167,19 @@ def find_modes(
     found = modes_of_parts(
         volume, labels, motion.period, motion.frames_per_second, count, motion.damping
     )
+    size = farthest(found)
+    seen = (size >= FAINT) | (size == size.max())
     modes = Modes(
-        found.modes.shapes,
-        found.modes.frequencies,
-        found.modes.damping.clamp(min=damping),
+        found.modes.shapes[seen],
+        found.modes.frequencies[seen],
+        found.modes.damping[seen].clamp(min=damping),
     )
-    return PartModes(modes, found.part), labels
+    return PartModes(modes, found.part[seen]), labels
+
+
+def farthest(found: PartModes) -> Tensor:
+    """The most pixels that each mode moves anything, ``(M,)``."""
+    return found.modes.shapes.abs().square().sum(1).amax((1, 2)).sqrt()
 
 
 def part_strengths(found: PartModes, labels: Tensor) -> Tensor:
@@ -214,7 +224,7 @@ def _modes(found: PartModes, packed: Packed) -> list[dict[str, Any]]:
     blown = shapes[:, 0].conj().sum((1, 2))  # how a steady wind along x pushes it
     size = blown.abs()
     push = torch.where(size > 1e-9, blown / size.clamp(min=1e-9), torch.ones_like(blown))
-    farthest = shapes.abs().square().sum(1).amax((1, 2)).sqrt()
+    largest = farthest(found)
     return [
         {
             "part": int(found.part[m]),
@@ -222,7 +232,7 @@ def _modes(found: PartModes, packed: Packed) -> list[dict[str, Any]]:
             "scale": packed.scale[m].item(),
             "frequency": found.modes.frequencies[m].item(),
             "damping": found.modes.damping[m].item(),
-            "largest": farthest[m].item(),
+            "largest": largest[m].item(),
             "push": [push[m].real.item(), push[m].imag.item()],
         }
         for m in range(len(shapes))

@@ -29,7 +29,7 @@
   const sway = new Float32Array(grid.width * grid.height); // pixels each grid point moves, about
   const calm = 0.02; // pixels: less is rest
   let tuned, paused = false, blowing = false, alone = -1, aloneTime = 0, slicing = false, cut = 0.6;
-  let hand = null, mark = null, idle = false, last = 0, recorder = null, clock = 0;
+  let hand = null, mark = null, idle = false, drawn = false, last = 0, recorder = null, clock = 0;
   const timing = { script: 0, frame: 0, frames: 0 };
   tune();
   measureSway();
@@ -41,7 +41,8 @@
     last = now;
     const before = performance.now();
     if (!paused && passed > 0) tick(passed);
-    if (!(idle && !slicing && !recorder)) show();
+    const still = paused ? drawn : idle && !slicing;
+    if (!still || recorder) show();
     timing.script += 0.05 * (performance.now() - before - timing.script);
     timing.frame += 0.05 * (passed * 1000 - timing.frame);
     timing.frames++;
@@ -70,7 +71,11 @@
     picture.draw(shown, settings.amplitude);
     if (slicing) scroll();
     drawArrow();
+    drawn = true;
   }
+
+  // Something has changed: the picture is to be drawn again, though it rests or the page is paused.
+  function wake() { idle = drawn = false; }
 
   // Pixels that anything is away from rest, or will be, at most.
   function extent() {
@@ -89,7 +94,7 @@
       damping: Float64Array.from(modes, (m) => Math.min(m.damping * settings.damping, 0.99)),
       farthest,
     };
-    idle = false;
+    wake();
     describeModes();
   }
 
@@ -164,7 +169,7 @@
     };
     if (alone >= 0) choose(-1);
     if (paused) pause(false);
-    idle = false;
+    wake();
     find("hint").classList.add("gone");
   }
 
@@ -316,18 +321,19 @@
   const press_ = (id, on) => find(id).setAttribute("aria-pressed", String(on));
   function pause(on) {
     paused = on;
+    wake();
     press_("pause", on);
     find("pause").querySelector("span").textContent = on ? "Play" : "Pause";
   }
   function stepOnce() {
     pause(true);
     tick(1 / 60);
-    idle = false;
+    wake();
     show();
   }
   function blow(on) {
     blowing = on;
-    idle = false;
+    wake();
     press_("wind", on);
   }
   function calmDown() {
@@ -409,7 +415,7 @@
   function choose(m) {
     alone = m;
     aloneTime = 0;
-    idle = false;
+    wake();
     press_("all", m < 0);
     [...find("list").querySelectorAll("button")].forEach((b, i) => b.setAttribute("aria-pressed", String(i === m)));
     [...find("spectrum").querySelectorAll("rect")].forEach((r, i) => r.classList.toggle("chosen", i === m));

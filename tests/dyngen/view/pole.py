@@ -3,26 +3,27 @@
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
-
-from dyngen.motion.spectral_volume import spectral_volume
+import xarray as xr
 
 SWINGS = (0.8, 1.6)  # hertz
 WIDTH, HEIGHT = 128, 80
+FOOT = 0.2  # of the sway at the top
 
 
-def write_pole(folder: Path) -> tuple[Path, Path]:
-    """Write a picture, and how it sways by three pixels at two frequencies, as a volume."""
+def write_pole(folder: Path) -> Path:
+    """Write how it sways by three pixels at two frequencies, as a motion.zarr."""
     picture = np.full((HEIGHT, WIDTH, 3), 30, dtype=np.uint8)
     picture[10:, 58:70] = (240, 200, 60)
-    Image.fromarray(picture).save(folder / "pole.png")
-    time = torch.arange(1, 150) / 30
-    height = torch.linspace(1, 0, HEIGHT)[:, None] * torch.ones(WIDTH)
-    inside = torch.zeros(HEIGHT, WIDTH)
-    inside[10:, 56:72] = 1
-    slow, fast = (torch.sin(2 * torch.pi * f * time) for f in SWINGS)
-    sway = 3 * (slow + 0.4 * fast)[:, None, None] * height * inside
-    motion = torch.stack([sway, torch.zeros_like(sway)], dim=1)
-    torch.save(spectral_volume(motion[None])[0], folder / "m.pt")
-    return folder / "pole.png", folder / "m.pt"
+    seconds = np.arange(1, 151)[:, None, None] / 30
+    slow, fast = (np.sin(2 * np.pi * f * seconds) for f in SWINGS)
+    motion = np.zeros((1, 150, 2, HEIGHT, WIDTH), np.float16)
+    motion[0, :, 0, 10:, 56:72] = 3 * (slow + 0.4 * fast) * np.linspace(1, FOOT, HEIGHT)[10:, None]
+    data = xr.Dataset(
+        {
+            "displacement": (("clip", "time", "axis", "y", "x"), motion),
+            "image": (("clip", "y", "x", "channel"), picture[None]),
+            "fps": ("clip", [30.0]),
+        }
+    )
+    data.to_zarr(folder / "pole.zarr", zarr_format=3, consolidated=False)
+    return folder / "pole.zarr"

@@ -10,13 +10,22 @@ import pytest
 import torch
 import xarray as xr
 from PIL import Image
-from pole import HEIGHT, WIDTH, write_pole
 
-from dyngen.motion.spectral_volume import displacement_frames
+from dyngen.motion.spectral_volume import displacement_frames, spectral_volume
 from dyngen.view.page import view
 from dyngen.view.sources import read_image, read_motion, read_start_frame
 
 FRAMES = 12
+HEIGHT, WIDTH = 80, 128
+
+
+def write(folder: Path) -> tuple[Path, Path]:
+    """A picture and a spectral volume of it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "picture.png")
+    swing = 2 * torch.sin(2 * torch.pi * torch.arange(1, 31) / 15).view(1, 30, 1, 1, 1)
+    torch.save(spectral_volume(swing.expand(1, 30, 2, HEIGHT, WIDTH), 4)[0], folder / "m.pt")
+    return folder / "picture.png", folder / "m.pt"
 
 
 @pytest.fixture
@@ -65,7 +74,7 @@ def test_the_start_frame_is_the_clips_own(motion: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["pt", "npz"])
 def test_a_volume_in_a_file_may_have_one_too(tmp_path: Path, suffix: str) -> None:
-    picture, motion = write_pole(tmp_path)
+    picture, motion = write(tmp_path)
     volume, pixels = torch.load(motion), np.asarray(Image.open(picture))
     path = tmp_path / f"with.{suffix}"
     held = {"volume": volume, "period": 149, "frames_per_second": 30.0}
@@ -93,7 +102,7 @@ def test_a_large_picture_is_made_smaller_and_upright(tmp_path: Path) -> None:
 
 def spoilt(change: str, folder: Path) -> dict[str, Any]:
     """Arguments of `view` with one thing wrong."""
-    picture, motion = write_pole(folder)
+    picture, motion = write(folder)
     out: dict[str, Any] = {"motion": motion, "image": picture, "out": folder / "page"}
     volume = torch.load(motion)
     match change:
