@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,11 @@ def build(hyper_parameters: dict[str, Any], path: str | Path, **replace: Any) ->
         replace: Arguments to use instead of the saved ones.
 
     Raises:
-        ValueError: If they do not name a model of this library.
+        ValueError: If they do not name a model of this library, or of a module that can be imported
+            here.
     """
-    from dyngen import models  # the models import this file
-
-    name = str(hyper_parameters.get("_class_path", "")).rpartition(".")[2]
-    kind = getattr(models, name, None)
+    name = str(hyper_parameters.get("_class_path", ""))
+    kind = _class_of(name)
     if not (isinstance(kind, type) and issubclass(kind, LightningModule)):
         raise ValueError(
             f"{path} does not say which model it holds ('{name}'); use a checkpoint that "
@@ -64,6 +64,19 @@ def build(hyper_parameters: dict[str, Any], path: str | Path, **replace: Any) ->
     settings = {k: v for k, v in hyper_parameters.items() if not k.startswith("_")}
     with _given_hyperparameters_context(hyper_parameters, INSTANTIATOR):
         return instantiate_module(kind, settings | replace)
+
+
+def _class_of(class_path: str) -> Any:
+    """A model of ours by its name, or anybody's by its class path; None if there is none."""
+    from dyngen import models  # the models import this file
+
+    module, _, name = class_path.rpartition(".")
+    if hasattr(models, name):
+        return getattr(models, name)
+    try:
+        return getattr(importlib.import_module(module), name, None) if module else None
+    except ImportError:
+        return None
 
 
 def training_cost(checkpoint: dict[str, Any]) -> dict[str, Any]:

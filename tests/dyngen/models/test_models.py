@@ -537,3 +537,21 @@ def test_histories_with_errors_are_noisier_by_a_level_of_each_windows_own() -> N
     assert 0.27 < level.quantile(0.95) < 0.32
     with pytest.raises(ValueError, match=r"history_noise is -0\.1; it must not be negative"):
         TimeConsistencyDiscriminator(UNetEnergy(2, 2, (8,), 1), history_noise=-0.1)
+
+
+def test_a_model_of_ones_own_is_opened_by_its_class_path(
+    image_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_models.py").write_text(
+        "from dyngen.models import ImageDDPM\n\n\nclass OwnImageModel(ImageDDPM):\n    pass\n"
+    )
+    checkpoint = read_checkpoint(image_checkpoint)
+    checkpoint["hyper_parameters"]["_class_path"] = "own_models.OwnImageModel"
+    torch.save(checkpoint, tmp_path / "own.ckpt")
+    with pytest.raises(ValueError, match=r"which model it holds \('own_models.OwnImageModel'\)"):
+        load_model(tmp_path / "own.ckpt")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = load_model(tmp_path / "own.ckpt")
+    assert type(model).__name__ == "OwnImageModel"
+    x, sigma = torch.randn(2, 2, 8, 8), torch.tensor([0.5, 2.0])
+    torch.testing.assert_close(model(x, sigma), load_model(image_checkpoint)(x, sigma))
