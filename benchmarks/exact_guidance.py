@@ -28,7 +28,7 @@ from dyngen.diffusion.noise import LogNormalNoise, edm_sigmas
 from dyngen.diffusion.samplers import heun
 from dyngen.metrics.crps import crps_ensemble
 from dyngen.models import ImageDDPM, TimeConsistencyDiscriminator
-from dyngen.networks.discriminators import UNetEnergy
+from dyngen.networks.discriminators import ForecastEnergy
 from dyngen.networks.unet import UNet2d
 from dyngen.simulate.autoregressive import AutoregressiveFields, power_law_spectrum
 
@@ -69,7 +69,7 @@ def train(image_steps: int = 600, discriminator_steps: int = 600, seed: int = 0)
         weights = Path(folder) / "image.pt"
         torch.save(image.denoiser.network.state_dict(), weights)
         weights.with_suffix(".json").write_text(json.dumps({"network": UNET}))
-        energy = UNetEnergy(history_length=1, **UNET)
+        energy = ForecastEnergy(history_length=1, **UNET)
         model = TimeConsistencyDiscriminator(energy, str(weights), noise=noise, learning_rate=2e-3)
     _fit(model, Fields(world, 2, seed + 1), discriminator_steps)
     return Trained(world, model.eval(), time.perf_counter() - start)

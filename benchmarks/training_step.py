@@ -30,7 +30,7 @@ from dyngen.diffusion.guidance import discriminator_guidance, guide
 from dyngen.diffusion.noise import edm_sigmas
 from dyngen.diffusion.samplers import dpm_solver_pp_2m
 from dyngen.models.image_ddpm import ImageDDPM
-from dyngen.networks.discriminators import UNetEnergy
+from dyngen.networks.discriminators import ForecastEnergy
 from dyngen.networks.unet import UNet2d
 
 BATCH, SIZE, STEPS, REPEATS, MATRIX = 32, 32, 4, 7, 1024
@@ -175,13 +175,17 @@ def _diffusers_sampling(network: nn.Module, frames: Tensor) -> Task:
 def _guidance(frames: Tensor) -> dict[str, Any]:
     """Guided beside unguided, both as in the turbulence experiment, in milliseconds per frame."""
     image = Denoiser(UNet2d(**NETWORK, patch=2)).eval().requires_grad_(False)
-    energy = UNetEnergy(history_length=2, **NETWORK, patch=2).eval().requires_grad_(False)
+    widths = {"widths": (32, 48, 64), "forecast_widths": NETWORK["widths"]}
+    energy = ForecastEnergy(history_length=2, **(NETWORK | widths), patch=2)
+    energy = energy.eval().requires_grad_(False)
     history = torch.randn(BATCH, 2, 1, SIZE, SIZE)
-    term = discriminator_guidance(lambda x, sigma: energy(x, sigma, history))
+    with torch.no_grad():  # once for each frame, whatever the steps
+        forecast = energy.forecast(history)
+    term = discriminator_guidance(lambda x, sigma: energy(x, sigma, history, forecast=forecast))
     sigma = torch.ones(())
     # A backward pass to the input alone is as many operations as a forward pass.
     forward = _flops(lambda: image(frames, sigma)) + 2 * _flops(
-        lambda: energy(frames, sigma, history)
+        lambda: energy(frames, sigma, history, forecast=forecast)
     )
     return _compare(
         "frame sampled with a discriminator's guidance, 10 steps",
