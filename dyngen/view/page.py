@@ -148,7 +148,10 @@ def find_modes(
 ) -> tuple[PartModes, Tensor]:
     """The modes of a motion in pixels of a picture of a size (width, height), and its parts.
 
-    What is too faint to be seen is left out, but for the strongest.
+    Things that are known move each by themselves, and so do those that a sampled motion tells
+    apart. A motion estimated from a film does not say where one thing ends: it is smoothed, and the
+    picture is one sheet, which may stretch but does not tear. What is too faint to be seen is left
+    out, but for the strongest mode.
 
     Args:
         count: the most modes.
@@ -160,10 +163,12 @@ def find_modes(
     height, width = motion.volume.shape[-2:]
     scale = motion.volume.new_tensor([size[0] / width] * 2 + [size[1] / height] * 2)
     volume = motion.volume * scale[:, None, None]
-    if motion.objects is None:
-        labels = moving_parts(volume, count=PARTS - 1)
-    else:
+    if motion.objects is not None:
         labels = _strongest(motion.objects, volume)
+    elif motion.damping is None:
+        volume, labels = smoothed(volume), torch.zeros(height, width, dtype=torch.int64)
+    else:
+        labels = moving_parts(volume, count=PARTS - 1)
     found = modes_of_parts(
         volume, labels, motion.period, motion.frames_per_second, count, motion.damping
     )
@@ -175,6 +180,27 @@ def find_modes(
         found.modes.damping[seen].clamp(min=damping),
     )
     return PartModes(modes, found.part[seen]), labels
+
+
+def smoothed(volume: Tensor) -> Tensor:
+    """A volume ``(K, 4, H, W)`` without what a few pixels do against those around them.
+
+    Each value becomes the median about it, then the mean of medians about it, within an eightieth
+    of the width to all sides.
+    """
+    reach = max(1, round(volume.shape[-1] / 80))
+    size = 2 * reach + 1
+
+    def around(plane: Tensor) -> Tensor:
+        return functional.pad(plane[None, None], [reach] * 4, mode="replicate")
+
+    planes = []
+    for plane in volume.flatten(0, 1):
+        calm = functional.unfold(around(plane), size)[0].median(0).values.view_as(plane)
+        for _ in range(2):
+            calm = functional.avg_pool2d(around(calm), size, 1)[0, 0]
+        planes.append(calm)
+    return torch.stack(planes).view_as(volume)
 
 
 def farthest(found: PartModes) -> Tensor:

@@ -22,6 +22,7 @@ def write_pole(folder: Path) -> Path:
         {
             "displacement": (("clip", "time", "axis", "y", "x"), motion),
             "image": (("clip", "y", "x", "channel"), picture[None]),
+            "object": (("clip", "y", "x"), (motion[:, 5, 0] != 0).astype(np.uint8)),
             "fps": ("clip", [30.0]),
         }
     )

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from dyngen.motion.modes import Modes, PartModes
+from dyngen.motion.spectral_volume import spectral_volume
 from dyngen.view.backdrop import behind, in_front
 from dyngen.view.packing import encode, grow, halve, pack, unpack
+from dyngen.view.page import find_modes
+from dyngen.view.sources import Motion
 
 HEIGHT, WIDTH = 10, 14
 
@@ -114,3 +117,26 @@ def test_only_edges_over_something_weaker_are_in_front() -> None:
     assert not in_front(labels, torch.tensor([3.0, 3.1]), reach=2).any()
     whole = in_front(labels, torch.tensor([0.1, 3.0]), reach=64)
     assert torch.equal(whole, labels == 1)
+
+
+def test_a_motion_estimated_from_a_film_is_one_smooth_sheet() -> None:
+    """As flow is: right but for its noise, and wrong altogether at one pixel in twenty."""
+    generator = torch.Generator().manual_seed(0)
+    height, width, frames = 40, 80, 60
+    column = torch.linspace(0, 3, width).expand(height, width)
+    swing = torch.sin(2 * torch.pi * 1.5 * torch.arange(1, frames + 1) / 30)
+    true = torch.zeros(1, frames, 2, height, width)
+    true[0, :, 0] = swing[:, None, None] * column
+    seen = true + 0.3 * torch.randn(true.shape, generator=generator)
+    wrong = torch.rand(height, width, generator=generator) < 0.05
+    seen[..., wrong] = 8 * torch.randn(frames, 2, int(wrong.sum()), generator=generator)
+    motion = Motion(spectral_volume(seen, 8)[0], frames, 30.0, None, None, "film")
+    found, labels = find_modes((width, height), motion, damping=0.02)
+    assert not labels.any()
+    assert set(found.part.tolist()) == {0}
+    sizes = found.modes.shapes.abs().square().sum(1).mean((1, 2)).sqrt()
+    m = int(sizes.argmax())
+    assert found.modes.frequencies[m].item() == pytest.approx(1.5, rel=0.02)
+    error = found.modes.shapes[m, 0].abs() - column
+    assert error[:, 4:-4].abs().mean() < 0.06
+    assert error[:, 4:-4].abs().max() < 0.35
