@@ -19,10 +19,13 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from dyngen.report.contest_table import contest_markdown
+from dyngen.report.figures import score_figures
 from dyngen.report.provenance import machine
 from dyngen.stages import Stage, read_stages, run_stages, seconds_table
 
 CONTEST = "contest.yaml"
+FIGURES = ("crps", "spread_skill", "autocorrelation", "stability", "free_spectrum", "free_bias_map")
 
 OF_COST = {
     "parameters": ("parameters",),
@@ -99,7 +102,8 @@ def contest(
         experiment: Folder with `cube.yaml`, `contest.yaml` and the configurations it names.
         out: Folder of everything that is trained; `runs/NAME/contest` by default. What is there
             already is not trained again, so that an ablation may follow a contest.
-        results: Folder for `summary.json`; `docs/results/NAME` by default.
+        results: Folder for `summary.json`, `summary.md` and its figures; `docs/results/NAME` by
+            default.
         seeds: Trainings of each model, in place of what `contest.yaml` says.
         rules: Another file than `contest.yaml`, such as `ablation.yaml`. Its figures go to a file
             of its name, `ablation.json`.
@@ -124,8 +128,10 @@ def contest(
     took = {stage.name for stage in stages}
     summary["seconds"] = {k: v["seconds"] for k, v in read_stages(out).items() if k in took}
     results.mkdir(parents=True, exist_ok=True)
-    figures = results / ("summary.json" if rules == CONTEST else f"{Path(rules).stem}.json")
+    told = "summary" if rules == CONTEST else Path(rules).stem
+    figures = results / f"{told}.json"
     figures.write_text(json.dumps(summary, indent=2) + "\n")
+    _write_page(results, told, f"{name}: {Path(rules).stem}", summary, reports[0])
     console.print(_table(summary))
     console.print(seconds_table({"total": sum(summary["seconds"].values())}))
     pages = " ".join(str(report / "report.html") for report in reports)
@@ -232,6 +238,23 @@ def _options(values: Mapping[str, Any]) -> list[str]:
     for key, value in values.items():
         words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
     return words
+
+
+def _write_page(
+    results: Path, told: str, title: str, summary: Mapping[str, Any], report: Path
+) -> None:
+    """Tables and the figures of the first seed, to be read beside the JSON."""
+    drawings = score_figures(xr.load_dataset(report / "scores.nc", engine="h5netcdf"))
+    drawn = []
+    for name in FIGURES:
+        if name in drawings:
+            drawn.append(f"{told}_{name}.svg")
+            drawings[name].savefig(
+                results / drawn[-1], facecolor="white", metadata={"Date": None}, bbox_inches="tight"
+            )
+    costs = json.loads((report / "summary.json").read_text()).get("costs", {})
+    page = contest_markdown(title, summary, costs, drawn)
+    (results / f"{told}.md").write_text(page)
 
 
 def _summary(reports: Sequence[Path]) -> dict[str, Any]:

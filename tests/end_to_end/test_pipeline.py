@@ -281,6 +281,9 @@ def test_a_contest_trains_everyone_and_tells_who_is_ahead(
     assert guided["training_flops"] > systems["persistence"].get("training_flops", 0)
     assert guided["image_model_training_flops"] > 0
     assert guided["evaluations_per_frame"] == 3
+    page = (results / "summary.md").read_text()
+    assert f"| guided | {guided['crps']['1']:.3g} |" in page
+    assert all((results / f"summary_{name}.svg").is_file() for name in ("crps", "stability"))
     capsys.readouterr()
     run(contest)
     assert capsys.readouterr().out.count("done before") == 1 + 2 * (2 + 3 + 1)
