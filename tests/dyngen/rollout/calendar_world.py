@@ -81,10 +81,9 @@ class Calendar(nn.Module):
 
 def roll_out(cube: Path, out: Path, pause: float = 0.0, **changes: Any) -> None:
     """`dyngen rollout`, with the model in place of a checkpoint."""
-    data = data_of(cube)
-    data.setup()
-    if data.cube.calendar is None:
-        data = ClimateCubeDataModule(cube, splits={"train": 0.5, "test": 0.5})
+    data = ClimateCubeDataModule(cube, splits={"train": 0.5, "test": 0.5})
+    if data.cube.calendar is not None:
+        data = data_of(cube)
     model = Calendar(data, pause)
     verb.load_model = lambda path: model
     verb.read_checkpoint = lambda path: {}

@@ -10,6 +10,8 @@ from typing import Any
 
 import dask.threaded
 
+WAIT = 600  # seconds
+
 
 def start(function: Callable[..., None], count: int, *arguments: Any) -> list[Any]:
     """Processes that call the function, with the environment that torchrun gives each rank."""
@@ -41,7 +43,7 @@ def run_alone(function: Callable[..., None], *arguments: Any) -> int:
         target=_call, args=(function, {}, arguments)
     )
     process.start()
-    process.join(300)
+    process.join(WAIT)
     return int(process.exitcode)
 
 
@@ -49,7 +51,7 @@ def run(function: Callable[..., None], count: int, *arguments: Any) -> list[int]
     """Exit statuses of the processes: 0, or 1 when the function raised."""
     processes = start(function, count, *arguments)
     for process in processes:
-        process.join(300)
+        process.join(WAIT)
         assert process.exitcode is not None, "a process hangs"
     return [process.exitcode for process in processes]
 
