@@ -27,7 +27,7 @@ from torch.nn import functional
 from dyngen.motion.modes import Modes, PartModes, modes_of_parts, moving_parts
 from dyngen.view.backdrop import behind, in_front
 from dyngen.view.packing import Packed, encode, grow, halve, pack
-from dyngen.view.sources import Motion, read_image, read_motion, read_start_frame
+from dyngen.view.sources import SAMPLED_DAMPING, Motion, read_image, read_motion, read_start_frame
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +118,7 @@ def render(
         "height": picture.height,
         "grid": {"width": labels.shape[1], "height": labels.shape[0]},
         "layers": len(packed.layers),
+        "sheet": len(labels.unique()) == 1,
         "error": packed.error,
         "parts": _parts(labels, strength),
         "modes": _modes(found, packed),
@@ -150,8 +151,8 @@ def find_modes(
 
     Things that are known move each by themselves, and so do those that a sampled motion tells
     apart. A motion estimated from a film does not say where one thing ends: it is smoothed, and the
-    picture is one sheet, which may stretch but does not tear. What is too faint to be seen is left
-    out, but for the strongest mode.
+    picture is one sheet, which may stretch but does not tear, with every frequency for a mode (Li
+    et al. 2024, section 6). What is too faint to be seen is left out, but for the strongest mode.
 
     Args:
         count: the most modes.
@@ -163,17 +164,17 @@ def find_modes(
     height, width = motion.volume.shape[-2:]
     scale = motion.volume.new_tensor([size[0] / width] * 2 + [size[1] / height] * 2)
     volume = motion.volume * scale[:, None, None]
+    ratio = motion.damping
     if motion.objects is not None:
         labels = _strongest(motion.objects, volume)
     elif motion.damping is None:
         volume, labels = smoothed(volume), torch.zeros(height, width, dtype=torch.int64)
+        ratio = SAMPLED_DAMPING
     else:
         labels = moving_parts(volume, count=PARTS - 1)
-    found = modes_of_parts(
-        volume, labels, motion.period, motion.frames_per_second, count, motion.damping
-    )
-    size = farthest(found)
-    seen = (size >= FAINT) | (size == size.max())
+    found = modes_of_parts(volume, labels, motion.period, motion.frames_per_second, count, ratio)
+    most = farthest(found)
+    seen = (most >= FAINT) | (most == most.max())
     modes = Modes(
         found.modes.shapes[seen],
         found.modes.frequencies[seen],

@@ -4,8 +4,8 @@
 // It is softmax splatting with all weight on what is in front (dyngen/motion/splatting.py): each
 // pixel is a point two pixels wide that spreads its colour by a bilinear kernel; a first pass finds
 // what is in front by the depth of its part, a second adds up colours and coverage there. Where
-// little has landed, what is behind the picture shows. Around the picture lies a margin of its
-// mirror image, so that nothing tears off its edges.
+// little has landed, what is behind the picture shows, or what landed beside if all of it is one
+// sheet. Around the picture lies a margin of its mirror image, so that nothing tears off its edges.
 class NoDrawing extends Error {}
 
 function createPicture(canvas, about, motion, images) {
@@ -97,6 +97,7 @@ function createPicture(canvas, about, motion, images) {
     gl.disable(gl.DEPTH_TEST);
 
     pass("compose", targets.whole, width, height, { landed: 0, behind: 1 });
+    gl.uniform1i(at("compose", "sheet"), about.sheet ? 1 : 0);
     gl.drawArrays(gl.TRIANGLES, 0, 3);
     pass("present", null, canvas.width, canvas.height, { whole: 0 });
     gl.uniform2f(at("present", "canvas"), canvas.width, canvas.height);
@@ -213,11 +214,19 @@ out vec4 sum;
 void main() { float share = kernel(); sum = vec4(colour, 1.0) * share; }`;
 
 const COMPOSE = `${HEAD}
-uniform sampler2D landed, behind;
+uniform sampler2D landed, behind; uniform bool sheet;
 out vec4 whole;
 void main() {
   ivec2 p = ivec2(gl_FragCoord.xy);
   vec4 sum = texelFetch(landed, p, 0);
+  if (sheet && sum.a < 0.45) { // stretched, not torn: what landed around it goes on here
+    ivec2 last = textureSize(landed, 0) - 1;
+    for (int i = 0; i < 49; i++) {
+      ivec2 off = ivec2(i % 7, i / 7) - 3;
+      float near = exp(-0.7 * float(off.x * off.x + off.y * off.y));
+      sum += near * texelFetch(landed, clamp(p + off, ivec2(0), last), 0);
+    }
+  }
   vec3 there = texelFetch(behind, p, 0).rgb;
   float covered = smoothstep(0.0, 0.45, sum.a);
   whole = vec4(mix(there, sum.rgb / max(sum.a, 1e-4), covered), 1.0);
