@@ -195,6 +195,7 @@ def test_a_checkpoint_says_all_that_it_needs(trained: Path) -> None:
     assert model.cube["normalisation"]["std"][0] > 0
 
 
+@pytest.mark.slow
 def test_the_demo_is_interrupted_goes_on_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,6 +240,7 @@ def test_the_demo_is_interrupted_goes_on_and_repeats_nothing(
     assert capsys.readouterr().out.count("done before") == 4
 
 
+@pytest.mark.slow
 def test_a_contest_trains_everyone_and_tells_who_is_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
