@@ -13,8 +13,9 @@ but at each frame, which in a long rollout of a slow process takes away a tenth 
 Where the history counts at the first noise level the start is therefore an estimate of m plus
 noise: that of the guided denoiser, for the last frame with noise. The error that remains is
 ``(m - last) (s / sigma_max)^3``, so that sigma_max need be no more than a few s: far fewer noise
-levels than from where images begin. A block starts likewise from the last frame n times over; its m
-and s are those of all n frames together, where what they have in common has up to n times the
+levels than from where images begin. A discriminator that has a forecast of the next frame may give
+m itself, which spares that estimate. A block starts likewise from the last frame n times over; its
+m and s are those of all n frames together, where what they have in common has up to n times the
 variance of one, so that sigma_max is to be chosen by the spread of the last frame and more.
 """
 
@@ -24,7 +25,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -81,6 +82,8 @@ class GuidedFrameSampler:
         history_length: k, the frames that the logit sees.
         forecast: ``(history, **conditioning) -> (B, C, H, W)``, what the logit's network expects,
             or None. It is computed once for each frame, and handed to the logit as ``forecast``.
+        start: estimate or forecast: what the start from the history is an estimate of m by; see the
+            top of this file.
         sampler: a name in `SAMPLERS`; by default heun, and ddim at eta = 1 with particles, which
             need random kernels and so take ddim or ddpm only.
         options: further arguments of the sampler, such as churn or eta.
@@ -107,6 +110,7 @@ class GuidedFrameSampler:
         *,
         history_length: int,
         forecast: Callable[..., Tensor | None] | None = None,
+        start: Literal["estimate", "forecast"] = "estimate",
         sampler: str | None = None,
         options: Mapping[str, Any] | None = None,
         scale: float = 1.0,
@@ -131,6 +135,7 @@ class GuidedFrameSampler:
         self.sigmas = sigmas
         self.history_length = history_length
         self.forecast = forecast
+        self.start = start
         self.sampler, self.options = _choose_sampler(sampler, options or {}, particles)
         self.scale = scale if logit is not None else 0.0
         self.interval = interval
@@ -192,7 +197,9 @@ class GuidedFrameSampler:
             else:
                 guided = guide(denoiser, [discriminator_guidance(logit, self.scale, self.interval)])
                 guided = _clipped(guided, self.clip)
-                if self.starts_from_history:
+                if self.starts_from_history and self.start == "forecast":
+                    x = _expected(seen) + self.sigmas[0].item() * noise(last)
+                elif self.starts_from_history:
                     x = _near(guided, last, self.sigmas[0], noise)
                 else:
                     x = self.sigmas[0].item() * noise(last)
@@ -230,7 +237,7 @@ class GuidedFrameSampler:
             "interval": list(self.interval),
             "particles": self.particles,
             "threshold": self.threshold,
-            "start": "estimate" if self.starts_from_history else "noise",
+            "start": self.start if self.starts_from_history else "noise",
             "sigmas": self.sigmas.tolist(),
             "history_length": self.history_length,
             "clip": self.clip,
@@ -350,6 +357,16 @@ def _near(
     level = sigma.to(last)
     estimate: Tensor = denoiser(last + level * noise(last), level)
     return estimate + level * noise(last)
+
+
+def _expected(seen: Mapping[str, Tensor]) -> Tensor:
+    """The forecast among what the logit is given."""
+    if "forecast" not in seen:
+        raise ValueError(
+            "start: forecast needs a discriminator with a forecast, such as ForecastEnergy; leave "
+            "it at estimate."
+        )
+    return seen["forecast"]
 
 
 def _clipped(denoiser: Callable[..., Tensor], bound: float | None) -> Callable[..., Tensor]:

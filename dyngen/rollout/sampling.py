@@ -30,6 +30,9 @@ class Sampling:
             it starts from the guided estimate of the next frame, and 40 without, in units of the
             data's standard deviation.
         rho: Curvature of the noise levels between (Karras et al. 2022, equation 5).
+        start: What a guided frame starts from, with noise of sigma_max: the guided estimate of the
+            last frame, or the discriminator's own forecast (`ForecastEnergy`), which spares one
+            evaluation.
         scale: Guidance scale w; 1 is the principled value, 0 samples the image model alone.
         interval: Noise levels at which the discriminator's gradient acts.
         particles: Particles per member, weighed by the discriminator; 1 is none.
@@ -50,6 +53,7 @@ class Sampling:
     sigma_min: float = 0.02
     sigma_max: float | None = None
     rho: float = 7.0
+    start: Literal["estimate", "forecast"] = "estimate"
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, math.inf)
     particles: int = 1
@@ -117,6 +121,7 @@ def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
         sigmas,
         history_length=history or 1,
         forecast=getattr(model, "forecast", None),
+        start=sampling.start,
         sampler=name,
         options=sampling.options,
         scale=sampling.scale,

@@ -67,6 +67,36 @@ def test_gradient_guidance_is_the_guided_sampler(
     assert figures["logit_evaluations"].tolist() == [expected] * 3
 
 
+def test_a_start_from_the_forecast_spares_the_estimate_and_keeps_the_mean() -> None:
+    """The response to the history is linear here, and from its own mean exact: a h."""
+    fields = world()
+
+    def forecast(history: Tensor) -> Tensor:
+        return fields.conditional_mean(history)
+
+    def logit(x: Tensor, sigma: Tensor, history: Tensor, forecast: Tensor) -> Tensor:
+        return fields.logit(x, sigma, history)
+
+    sigmas = edm_sigmas(64, sigma_min=0.02, sigma_max=2.0)
+    drawn = GuidedFrameSampler(
+        fields.denoise, logit, sigmas, history_length=2, forecast=forecast, start="forecast"
+    )
+    before = history(fields)
+    frames, figures = drawn(before, noise())
+    response = frames - drawn(torch.zeros_like(before), noise())[0]
+    expected = fields.coefficient * before[:, -1:]
+    gap = float((response - expected).square().mean() / expected.square().mean()) ** 0.5
+    assert gap < 0.01
+    assert figures["denoiser_evaluations"].tolist() == [2 * 64 - 1] * 3
+    assert drawn.description()["start"] == "forecast"
+
+    without = GuidedFrameSampler(
+        fields.denoise, fields.logit, sigmas, history_length=2, start="forecast"
+    )
+    with pytest.raises(ValueError, match="needs a discriminator with a forecast"):
+        without(before, noise())
+
+
 @pytest.mark.parametrize("conditional", [False, True])
 def test_a_low_first_noise_level_does_not_shrink_the_mean(conditional: bool) -> None:
     """The response to the history is linear here: a h, where noise alone as a start gives less."""
