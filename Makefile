@@ -84,7 +84,7 @@ train-renderer: $(READY) | $(MOTION)/motion.zarr  ## train the renderer of pictu
 	$(MOTION_FIT)/renderer.yaml $(ARGS)
 
 results: $(READY)  ## train and compare all systems of an experiment: docs/results/EXPERIMENT
-	$(DYNGEN) contest --experiment experiments/$(EXPERIMENT) $(ARGS)
+	$(DYNGEN) $(if $(filter garden,$(EXPERIMENT)),garden,contest) --experiment experiments/$(EXPERIMENT) $(ARGS)
 
 tensorboard: $(READY)  ## open TensorBoard on the runs
 	$(BIN)/tensorboard --logdir runs $(ARGS)

@@ -61,6 +61,7 @@ make and use:
   drift ROLLOUT --reference CUBE
                        how far a run of many years strays, beside how far the truth does
   contest              train competing systems anew, roll out, compare
+  garden               train the models of motion on the garden, and measure them
   inspect CUBE         say what a cube holds, how fast it streams, and what would be faster
   rechunk CUBE         write a cube again with other chunks
   demo                 everything in turn: data, training, rollouts, scores, report
@@ -160,6 +161,7 @@ def _functions() -> dict[str, Callable[[], Callable[..., Any]]]:
         "compare": lazily("dyngen.evaluation", "compare_rollouts"),
         "drift": lazily("dyngen.drift", "drift"),
         "contest": lazily("dyngen.contest", "contest"),
+        "garden": lazily("dyngen.garden", "garden"),
         "inspect": lazily("data_modules.inspect", "inspect"),
         "rechunk": lazily("data_modules.rechunk", "rechunk"),
         "demo": lazily("dyngen.demo", "demo"),

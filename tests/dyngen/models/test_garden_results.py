@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from tiny_cube import fit, make
 from tiny_motion import AUTOENCODER, TERMS, TinyMotion, spectral_unet
 
+from dyngen.garden import ABLATION, garden, write_motion_page
 from dyngen.garden_results import (
     energy_kept,
     held_out,
@@ -25,6 +27,7 @@ from dyngen.motion.spectral_volume import displacement_frames, spectral_volume
 from dyngen.report.motion import motion_scores
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[3]
 
 
 class MaskedMotion(TinyMotion):
@@ -104,6 +107,35 @@ def test_all_that_is_asked_for_is_measured(checkpoints: dict[str, Path], tmp_pat
         floor["spatial_correlation_error"]
     )
     assert results["floor"]["area_under_curve"] is None
+
+
+def test_the_page_holds_the_numbers(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    models = {"coordinated": checkpoints["volume"], "independent": checkpoints["independent"]}
+    found = motion_results(MaskedMotion(), models, tmp_path / "motion.json", clips=4, steps=2)
+    found |= {"end_point_error_median": 0.123, "seconds": {"a": 120.0}}
+    write_motion_page(tmp_path, found)
+    page = (tmp_path / "motion.md").read_text()
+    error = found["reconstruction_error"]["coordinated"]
+    assert f"| coordinated | {TERMS} | {error:.3g} |" in page
+    assert "2 minutes of training" in page
+    assert "0.123 px" in page
+    for name in ("motion_spectrum", "motion_amplitude", "motion_correlation"):
+        assert f"({name}.svg)" in page
+        assert (tmp_path / f"{name}.svg").stat().st_size > 1000
+
+
+def test_every_model_of_the_garden_is_trained_once_in_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Sequence[str]] = []
+    monkeypatch.setattr("dyngen.stages.run", ran.append)
+    with pytest.raises(ValueError, match=r"motion\.zarr"):  # there are no clips to measure on
+        garden(ROOT / "experiments" / "garden", tmp_path / "out", tmp_path / "results")
+    assert [words[0] for words in ran] == ["simulate"] + ["fit"] * (3 + len(ABLATION))
+    versions = [w[w.index("--trainer.logger.init_args.version") + 1] for w in ran[4:]]
+    assert versions == list(ABLATION)
+    with pytest.raises(ValueError, match=r"cube\.yaml does not exist"):
+        garden(tmp_path, tmp_path / "out", tmp_path / "results")
 
 
 def test_samples_do_not_depend_on_batches(checkpoints: dict[str, Path]) -> None:
