@@ -3,7 +3,8 @@
     python experiments/speedy/century.py RUN.zarr DRIFT_FOLDER KILLS.json OUT_FOLDER
 
 RUN.zarr is the rollout, DRIFT_FOLDER what `dyngen drift` wrote, KILLS.json what `kills.py` printed.
-OUT_FOLDER gets `century.json` and the figures of the report as PNG.
+OUT_FOLDER gets `century.json` and the figures of the report as PNG; as long as there is no report,
+the figures of drift are null.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import xarray as xr
 
 from dyngen.report.drift_figures import drift_figures
+from dyngen.report.provenance import machine
 from dyngen.rollout import open_rollout
 
 DAYS = 365.2425
@@ -32,50 +34,58 @@ DRAWN = {
 
 
 def century(run: Path, drift: Path, kills: Path) -> dict[str, Any]:
-    """The figures, as they are; `complete` says whether all steps that were asked for are there."""
+    """The figures, as they are; those of drift are None as long as there is no report on it.
+
+    `complete` says whether all steps that were asked for are there.
+    """
     cost = json.loads((run / ".cost.json").read_text()) if (run / ".cost.json").exists() else {}
-    told = json.loads((drift / "drift.json").read_text())
     killed = json.loads(kills.read_text())
     rollout = open_rollout(run)
-    rain = told["variables"]["pr"]
     settings = json.loads(rollout.attrs["dyngen_settings"])
-    frames = rollout.sizes["time"]
-    missing = {name: found["missing_values"] for name, found in told["variables"].items()}
     seconds = cost.get("seconds_per_frame")
     return {
-        "steps": frames,
+        "steps": rollout.sizes["time"],
         "steps_asked_for": json.loads(rollout.attrs["dyngen_layout"])["steps"],
         "complete": bool(rollout.attrs["dyngen_complete"]),
         "members": rollout.sizes["member"],
-        "missing_values": missing,
         "kills": len(killed["killed_after_steps"]),
         "killed_after_steps": killed["killed_after_steps"],
         "bytes_equal": killed["bytes_equal"],
         "bytes_compared": f"all {killed['chunks_compared']} chunks of the first "
         f"{killed['steps_compared']} steps, within which all kills lie, with those of an "
-        "uninterrupted run",
-        "drift_percent_per_century": rain["trend"]["percent_per_century"],
-        "drift_standard_error_percent": rain["trend"]["percent_standard_error"],
-        "map_within_spread_fraction": rain["map"]["within_spread_fraction"]["last"],
-        "map_within_spread_fraction_of_first_years": rain["map"]["within_spread_fraction"]["first"],
-        "map_within_spread_fraction_of_reference_blocks": rain["map"]["within_spread_fraction"][
-            "reference_blocks"
-        ],
+        "uninterrupted run of as many steps",
+        **_of_drift(drift / "drift.json"),
+        "years_per_day": None if seconds is None else 86400 / DAYS / seconds,
+        "machine": cost.get("machine") or machine(),
+        "sampling": settings["sampler"],
+        "command": COMMAND.format(
+            kills=len(killed["killed_after_steps"]), within=killed["steps_compared"]
+        ),
+    }
+
+
+def _of_drift(report: Path) -> dict[str, Any]:
+    if not report.exists():
+        return {"drift_percent_per_century": None, "map_within_spread_fraction": None}
+    told = json.loads(report.read_text())["variables"]
+    rain = told["pr"]
+    line, within = rain["trend"] or {}, rain["map"]["within_spread_fraction"]
+    return {
+        "missing_values": {name: found["missing_values"] for name, found in told.items()},
+        "whole_years": rain["years"],
+        "block_years": rain["block_years"],
+        "drift_percent_per_century": line.get("percent_per_century"),
+        "drift_standard_error_percent": line.get("percent_standard_error"),
+        "map_within_spread_fraction": within["last"],
+        "map_within_spread_fraction_of_first_years": within["first"],
+        "map_within_spread_fraction_of_reference_blocks": within["reference_blocks"],
         "map_last_within_spread_of_first_fraction": rain["map"][
             "last_within_spread_of_first_fraction"
         ],
         "map_within_spread_fraction_by_variable": {
-            name: found["map"]["within_spread_fraction"]["last"]
-            for name, found in told["variables"].items()
+            name: found["map"]["within_spread_fraction"]["last"] for name, found in told.items()
         },
         "mean_precipitation_mm_per_day": rain["mean"],
-        "block_years": rain["block_years"],
-        "years_per_day": None if seconds is None else 86400 / DAYS / seconds,
-        "machine": told["provenance"]["machine"],
-        "sampling": settings.get("sampler"),
-        "command": COMMAND.format(
-            kills=len(killed["killed_after_steps"]), within=killed["steps_compared"]
-        ),
     }
 
 
@@ -83,6 +93,8 @@ def main() -> None:
     run, drift, kills, out = map(Path, sys.argv[1:5])
     out.mkdir(parents=True, exist_ok=True)
     (out / "century.json").write_text(json.dumps(century(run, drift, kills), indent=1) + "\n")
+    if not (drift / "drift.json").exists():
+        return
     told = json.loads((drift / "drift.json").read_text())["variables"]
     with xr.open_dataset(drift / "drift.nc") as curves:
         for variable, names in DRAWN.items():
