@@ -1,4 +1,7 @@
-"""How the tests run: each process on one thread, and the files that take longest first."""
+"""How the tests run: each process on one thread, and the files that take longest first.
+
+It lies in the root, which pytest so puts on the path first: `tests/dyngen` would hide `dyngen`.
+"""
 
 import os
 
