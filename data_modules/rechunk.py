@@ -209,7 +209,8 @@ class _Target:
 
     def record(self, settings: Mapping[str, Any], done: int) -> None:
         system, root = self._system(self.partial)
-        text = json.dumps({"settings": settings, "done": done}, indent=1).encode()
+        # Sorted: zarr lists what is in a cube in no particular order.
+        text = json.dumps({"settings": settings, "done": done}, indent=1, sort_keys=True).encode()
         if is_remote(self.path):
             system.pipe_file(f"{root}/{JOURNAL}", text)
         else:  # replaced at once
