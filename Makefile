@@ -85,6 +85,9 @@ train-renderer: $(READY) | $(MOTION)/motion.zarr  ## train the renderer of pictu
 
 results: $(READY)  ## train and compare all systems of an experiment: docs/results/EXPERIMENT
 	$(DYNGEN) $(if $(filter garden,$(EXPERIMENT)),garden,contest) --experiment experiments/$(EXPERIMENT) $(ARGS)
+ifeq ($(EXPERIMENT),garden)
+	$(DYNGEN) rendering --experiment experiments/garden
+endif
 
 tensorboard: $(READY)  ## open TensorBoard on the runs
 	$(BIN)/tensorboard --logdir runs $(ARGS)

@@ -114,10 +114,10 @@ def animate(
         raise ValueError("Give either a motion, or a motion_model to sample one from.")
     if loop and motion_model is None:
         raise ValueError("A loop is made while motion is sampled; give a motion_model, no motion.")
-    place = _device(device)
+    place = device_named(device)
     name = "the start frame" if image is None else str(image)
     picture = _fitted(_read(image, motion, clip), name, largest, needs_even_sides(out))
-    render = splat_frames if renderer is None else _learned(renderer, place)
+    render = splat_frames if renderer is None else load_renderer(renderer, place).render
     if motion is not None:
         given = read_motion(motion, clip, highest=ALL)
         swaying = Swaying(given.volume[None], given.period, given.frames_per_second)
@@ -279,13 +279,18 @@ def _fitted(picture: Image.Image, name: str, largest: int, even: bool) -> Tensor
     return (pixels / 127.5 - 1).permute(2, 0, 1)[None].contiguous()
 
 
-def _learned(checkpoint: Path, device: torch.device) -> Renderer:
+def load_renderer(checkpoint: Path, device: torch.device) -> MotionRenderer:
+    """A trained renderer.
+
+    Raises:
+        ValueError: If the checkpoint cannot be read or is of another model.
+    """
     model = load_model(checkpoint).to(device)
     if not isinstance(model, MotionRenderer):
         raise ValueError(
             f"{checkpoint} holds a {type(model).__name__}; frames are rendered by a MotionRenderer."
         )
-    return model.render
+    return model
 
 
 def _check(frames: int | None, slow: float, largest: int) -> None:
@@ -307,7 +312,12 @@ def _check_proportions(
         )
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device of a name, auto being a GPU if there is one.
+
+    Raises:
+        ValueError: If it cannot be used here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -62,6 +62,7 @@ make and use:
                        how far a run of many years strays, beside how far the truth does
   contest              train competing systems anew, roll out, compare
   garden               train the models of motion on the garden, and measure them
+  rendering            train the renderer on the garden, and measure what it renders
   inspect CUBE         say what a cube holds, how fast it streams, and what would be faster
   rechunk CUBE         write a cube again with other chunks
   demo                 everything in turn: data, training, rollouts, scores, report
@@ -162,6 +163,7 @@ def _functions() -> dict[str, Callable[[], Callable[..., Any]]]:
         "drift": lazily("dyngen.drift", "drift"),
         "contest": lazily("dyngen.contest", "contest"),
         "garden": lazily("dyngen.garden", "garden"),
+        "rendering": lazily("dyngen.rendering", "rendering"),
         "inspect": lazily("data_modules.inspect", "inspect"),
         "rechunk": lazily("data_modules.rechunk", "rechunk"),
         "demo": lazily("dyngen.demo", "demo"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from dyngen.garden_results import motion_results, write_results
 from dyngen.report.motion import amplitude_figure, correlation_figure, spectrum_figure
 from dyngen.simulate.garden import Garden
 from dyngen.stages import Stage, read_stages, run_stages, seconds_table
+
+MOTION = ("cube", "autoencoder", "spectral_base", "spectral_ldm")  # files of the experiment
 
 # Stage 1 of the latent diffusion again, with one thing changed.
 ABLATION: Mapping[str, tuple[str, ...]] = {
@@ -63,17 +65,11 @@ def garden(
     Raises:
         ValueError: If the experiment's files are not there.
     """
-    names = ("cube", "autoencoder", "spectral_base", "spectral_ldm")
-    for name in names:
-        if not (experiment / f"{name}.yaml").is_file():
-            raise ValueError(
-                f"{experiment / name}.yaml does not exist; run from the root of the repository or "
-                "give --experiment."
-            )
+    check_experiment(experiment, MOTION)
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
     console.print(f"[bold]garden[/], into {out}")
-    run_stages(out, _stages(experiment, out, ablation), console)
+    run_stages(out, motion_stages(experiment, out, ablation), console)
     models = {"coordinated": "spectral_ldm", "independent": "spectral_base"}
     models |= {name: name for name in ABLATION} if ablation else {}
     console.print("\n[bold]Measure[/]")
@@ -98,7 +94,28 @@ def garden(
     console.print(f"figures  {results / 'motion.json'}\ntables   {results / 'motion.md'}")
 
 
-def _stages(experiment: Path, out: Path, ablation: bool) -> list[Stage]:
+def check_experiment(experiment: Path, names: Sequence[str]) -> None:
+    """See that an experiment's files are there.
+
+    Raises:
+        ValueError: If one is not, naming it.
+    """
+    for name in names:
+        if not (experiment / f"{name}.yaml").is_file():
+            raise ValueError(
+                f"{experiment / name}.yaml does not exist; run from the root of the repository or "
+                "give --experiment."
+            )
+
+
+def motion_stages(experiment: Path, out: Path, ablation: bool) -> list[Stage]:
+    """The commands that make the clips and train the models of motion on them.
+
+    Args:
+        experiment: As in `garden`.
+        out: As in `garden`.
+        ablation: Train the variants too.
+    """
     clips = out / "motion.zarr"
     stage = partial(Stage, folder=out)
 
