@@ -209,13 +209,20 @@ def measure(
             scores = loop_scores(renderers["rendered"], clip.image, swaying)
             loops.setdefault(way, []).append(scores)
     loop = {way: medians(rows) for way, rows in loops.items()}
+    means = {
+        name: {system: float(values.mean()) for system, values in of.items()}
+        for name, of in films.scores.items()
+    }
     shown = max(found, key=lambda clip: float(clip.motion.mean()))
     out = {
         "clips": len(found),
         "frames": first.frames.shape[1],
         "size": {"width": width, "height": height},
-        **{name: {s: float(v.mean()) for s, v in of.items()} for name, of in films.scores.items()},
-        **distances,
+        **{name: values for name, values in means.items() if name in ("psnr", "ssim")},
+        "distances": {
+            **{name: values for name, values in means.items() if name.startswith("perceptual_")},
+            **distances,
+        },
         "floor": floors,
         "by_frame": {
             name: {system: values.mean(0).tolist() for system, values in of.items()}
@@ -305,9 +312,10 @@ def _check(**numbers: int) -> None:
 
 
 def _table(found: Mapping[str, Any]) -> Table:
-    scores = list(found["by_frame"])
-    table = Table("system", *(name.replace("_", " ") for name in scores), box=None)
-    for system in found["psnr"]:
-        values = (f"{found[name][system]:.3g}" for name in scores)
-        table.add_row(system.replace("_", " "), *values)
+    scores = {"psnr": found["psnr"], "ssim": found["ssim"], **found["distances"]}
+    table = Table("system", *(name.replace("_", "\n", 1) for name in scores), box=None)
+    for system in dict.fromkeys(system for of in scores.values() for system in of):
+        values = (of.get(system) for of in scores.values())
+        told = ("–" if value is None else f"{value:.3g}" for value in values)
+        table.add_row(system.replace("_", " "), *told)
     return table

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-DISTANCES = ("FID", "FVD", "DTFVD")  # how the names of distances begin
 UNPAIRED = "–"
 
 
@@ -51,16 +50,11 @@ def rendering_markdown(found: Mapping[str, Any], figures: Sequence[str]) -> str:
 
 
 def _by_system(found: Mapping[str, Any]) -> str:
-    distances = [name for name in found if name.startswith(DISTANCES)]
-    columns = [*found["by_frame"], *distances]
-    systems = list(dict.fromkeys(system for name in columns for system in found[name]))
-    rows = [
-        [_name(system), *(_digits(found[name].get(system)) for name in columns)]
-        for system in systems
-    ]
-    if distances:
-        floors = [_digits(min(found["floor"][name].values())) for name in distances]
-        rows.append(["floor", *[UNPAIRED] * len(found["by_frame"]), *floors])
+    columns = {"PSNR": found["psnr"], "SSIM": found["ssim"], **found["distances"]}
+    systems = list(dict.fromkeys(system for of in columns.values() for system in of))
+    rows = [[_name(s), *(_digits(of.get(s)) for of in columns.values())] for s in systems]
+    floors = {name: max(of.values()) for name, of in found["floor"].items()}
+    rows.append(["floor", *(_digits(floors.get(name)) for name in columns)])
     return _table(["system", *(_name(name) for name in columns)], rows)
 
 

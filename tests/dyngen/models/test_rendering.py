@@ -43,6 +43,7 @@ from dyngen.rendering_results import (
     rounded,
     sliding_curves,
 )
+from dyngen.report.feature_distances import Features
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[3]
@@ -143,9 +144,7 @@ def test_scores_are_of_each_frame_by_itself(clips: list[Clip]) -> None:
 
 def test_distances_are_those_of_the_metrics(clips: list[Clip]) -> None:
     """The library's streaming metrics, fed with the same films."""
-    edges = ("reflect", "reflect")
-    frames = ScatteringFrames(3, 1, 2, edges)
-    windows = ScatteringWindows(3, 16, 1, 2, edges)
+    frames, windows = FRAMES_BY, WINDOWS_BY
     extractors = {1: frames, 16: windows, 64: windows}
     films = measure_films(clips, {"direct": with_motion}, {}, WaveDistance(), extractors)
     assert list(films.features) == [1, 16]  # there are no windows of 64 in so short films
@@ -221,6 +220,29 @@ def test_numbers_are_rounded_wherever_they_are() -> None:
     }
 
 
+EDGES = ("reflect", "reflect")
+FRAMES_BY, WINDOWS_BY = ScatteringFrames(3, 1, 2, EDGES), ScatteringWindows(3, 16, 1, 2, EDGES)
+
+
+class Textures(ScatteringWindows):
+    """As if it had been trained on dynamic textures."""
+
+    dynamic_textures = True
+
+
+FEATURES = Features(
+    {
+        "class_path": "dyngen.metrics.features.ScatteringFrames",
+        "init_args": {"channels": 3, "scales": 1, "angles": 2, "boundary": EDGES},
+    },
+    {
+        16: {
+            "class_path": f"{__name__}.Textures",
+            "init_args": {"channels": 3, "scales": 1, "angles": 2, "boundary": EDGES},
+        }
+    },
+)
+
 Ran = list[Sequence[str]]
 
 
@@ -233,9 +255,16 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
 
 
 @pytest.fixture
-def command(folder: Path, tmp_path: Path) -> Any:
+def command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("dyngen.rendering_results.FILM", 2)
+    monkeypatch.setattr("dyngen.rendering_results.REPEATS", 1)
     return partial(
-        rendering, ROOT / "experiments" / "garden", folder, tmp_path / "results", device="cpu"
+        rendering,
+        ROOT / "experiments" / "garden",
+        folder,
+        tmp_path / "results",
+        features=FEATURES,
+        device="cpu",
     )
 
 
@@ -255,7 +284,10 @@ def test_all_that_is_asked_for_is_measured_and_drawn(
     results = tmp_path / "results"
     found = json.loads((results / "rendering.json").read_text())
     systems = ["rendered", "single_scale", "direct_splatting", "repeat_first_frame"]
-    assert [list(found[name]) for name in found["by_frame"]] == [systems] * 3
+    assert list(found["psnr"]) == list(found["ssim"]) == systems
+    perceptual, *distances = found["distances"]
+    assert list(found["distances"][perceptual]) == systems
+    assert list(found["by_frame"]) == ["psnr", "ssim", perceptual]
     model: Any = load_model(folder / "renderer" / "checkpoints" / "last.ckpt")
     expected = torch.cat(
         [psnr(model.render(c.image, c.displacement, c.motion)[0], c.frames[0]) for c in clips]
@@ -263,9 +295,9 @@ def test_all_that_is_asked_for_is_measured_and_drawn(
     assert found["psnr"]["rendered"] == pytest.approx(expected.mean().item(), rel=1e-3)
     still = torch.cat([psnr(c.image.expand_as(c.frames[0]), c.frames[0]) for c in clips])
     assert found["psnr"]["repeat_first_frame"] == pytest.approx(still.mean().item(), rel=1e-3)
-    distances = [name for name in found if name.startswith(("FID_", "FVD"))]
-    assert [name.partition("_")[0] for name in distances] == ["FID", "FVD", "FVD-32"]
-    assert all(list(found[name]) == [*systems, "sampled_motion"] for name in distances)
+    assert distances == [f"FID_{FRAMES_BY.name}", f"DTFVD_{WINDOWS_BY.name}"]
+    for name in distances:
+        assert list(found["distances"][name]) == [*systems, "sampled_motion"]
     assert len(found["by_frame"]["ssim"]["rendered"]) == found["frames"] == FRAMES
     ways = ["without_guidance", "with_guidance", "held_out"]
     assert list(found["loop_jump"]) == list(found["loop_closure"]) == ways
