@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -61,7 +62,7 @@ def rendering(
     frames: int | None = None,
     loop_clips: int = 4,
     steps: int = 50,
-    guidance_scale: float = 1.75,
+    guidance_scale: float = 0.0,
     features: Features = Features(),  # noqa: B008 (frozen)
     seed: int = 0,
     device: str = "auto",
@@ -131,7 +132,16 @@ def rendering(
         }
         for name, path in paths.items()
     }
-    found["command"] = f"dyngen rendering --experiment {experiment.as_posix()}"
+    found["command"] = _command(
+        experiment=experiment,
+        ablation=ablation,
+        clips=clips,
+        frames=frames,
+        loop_clips=loop_clips,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+    )
     found = write_results(results / "rendering.json", found)
     draw(results, found, films, row)
     console.print(_table(found))
@@ -299,6 +309,14 @@ def _bytes(film: Tensor) -> np.ndarray:
     """(1, T, 3, H, W) in -1..1 to (T, H, W, 3)."""
     pixels = ((film[0].clamp(-1, 1) + 1) * 127.5).round().byte()
     return pixels.movedim(1, -1).cpu().numpy()
+
+
+def _command(experiment: Path, **options: Any) -> str:
+    """The command line that gives these numbers: options that are not as by default."""
+    parameters = inspect.signature(rendering).parameters
+    told = [f"--experiment {experiment.as_posix()}"]
+    told += [f"--{k} {v}" for k, v in options.items() if v != parameters[k].default]
+    return " ".join(["dyngen rendering", *told])
 
 
 def _shown(clips: list[Clip], what: str, console: Console) -> Iterable[Clip]:

@@ -304,6 +304,7 @@ def test_all_that_is_asked_for_is_measured_and_drawn(
     assert list(found["frames_per_second"]) == [f"{WIDTH}x{HEIGHT}", "256x160"]
     assert found["training"]["renderer"]["steps"] == 3
     assert found["machine"]["threads"] == torch.get_num_threads()
+    assert found["command"].endswith("/garden --clips 2 --loop_clips 1 --steps 2")
     page = (results / "rendering.md").read_text()
     assert f"| rendered | {found['psnr']['rendered']:.3g} |" in page
     for name in ("frames.png", "slices.png", "by_frame.svg", "sliding.svg"):
