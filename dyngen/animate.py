@@ -21,6 +21,7 @@ from torch.nn import functional
 from dyngen.film import check_film, needs_even_sides, write_film
 from dyngen.models import MotionRenderer, SpectralLDM
 from dyngen.models.checkpoints import load_model
+from dyngen.models.spectral_ldm import LOOP_SCALE
 from dyngen.motion.holes import splat_frames
 from dyngen.motion.loops import loop_closure
 from dyngen.motion.spectral_volume import displacement_at
@@ -72,6 +73,7 @@ def animate(
     magnify: float = 1.0,
     mask: Path | None = None,
     loop: bool = False,
+    loop_scale: float = LOOP_SCALE,
     steps: int | None = None,
     guidance_scale: float = 1.75,
     largest: int = 1024,
@@ -96,6 +98,7 @@ def animate(
         magnify: How many times as large a motion.
         mask: Picture that is bright where things may move; elsewhere nothing does.
         loop: Guide the motion that is sampled so that its end meets its beginning.
+        loop_scale: u, how strongly.
         steps: Of the sampler; 250, or 500 for a loop.
         guidance_scale: w of classifier-free guidance.
         largest: Longer side of the film in pixels; a larger picture is made smaller.
@@ -124,7 +127,7 @@ def animate(
     else:
         assert motion_model is not None
         swaying = sample_motion(
-            motion_model, picture.to(place), seed, loop, steps, guidance_scale, name
+            motion_model, picture.to(place), seed, loop, steps, guidance_scale, name, loop_scale
         )
     height, width = picture.shape[-2:]
     volume = resize_volume(swaying.volume.to(place), height, width, name)
@@ -189,6 +192,7 @@ def sample_motion(
     steps: int | None = None,
     guidance_scale: float = 1.75,
     name: str = "the picture",
+    loop_scale: float = LOOP_SCALE,
 ) -> Swaying:
     """Sample how a picture may move.
 
@@ -200,6 +204,7 @@ def sample_motion(
         steps: Of the sampler; 250, or 500 for a loop.
         guidance_scale: w of classifier-free guidance.
         name: Of the picture, for errors.
+        loop_scale: u of the guidance of a loop.
 
     Raises:
         ValueError: If the checkpoint is of another model or its clips have other proportions.
@@ -217,7 +222,7 @@ def sample_motion(
     options: dict[str, Any] = {"steps": steps or (500 if loop else 250)}
     if loop:
         options |= {
-            "terms": [model.loop_term(small)],
+            "terms": [model.loop_term(small, loop_scale)],
             "sampler": "self_recurrent_ddim",
             "recurrences": 2,
         }

@@ -21,6 +21,7 @@ from dyngen.garden import MOTION, check_experiment, motion_stages
 from dyngen.garden_results import write_results
 from dyngen.models import MotionRenderer
 from dyngen.models.checkpoints import read_checkpoint
+from dyngen.models.spectral_ldm import LOOP_SCALE
 from dyngen.motion.holes import splat_frames
 from dyngen.motion.spectral_volume import displacement_frames, spectral_volume
 from dyngen.motion.splatting import motion_importance
@@ -50,6 +51,7 @@ from dyngen.stages import Stage, read_stages, run_stages, seconds_table
 ABLATION: Mapping[str, tuple[str, ...]] = {
     "single_scale": ("--model.init_args.scales", "1", "--model.init_args.importance", "learned"),
 }
+MORE = 10  # times as strong, a loop's guidance is tried too
 SPEED_SIZES = ((256, 160),)  # width and height, beside the clips' own
 
 
@@ -111,7 +113,9 @@ def rendering(
     found, films, row = measure(
         TrajectoryDataModule(str(out / "motion.zarr")),
         models,
-        lambda clip, loop: sample(clip.image, seed + clip.number, loop),
+        lambda clip, scale: sample(
+            clip.image, seed + clip.number, scale is not None, loop_scale=scale or 0.0
+        ),
         clips=clips,
         frames=frames,
         loop_clips=loop_clips,
@@ -123,6 +127,7 @@ def rendering(
         "steps": steps,
         "guidance_scale": guidance_scale,
         "sampler": {"without_guidance": "ddim", "with_guidance": "self_recurrent_ddim"},
+        "loop_scale": {"with_guidance": LOOP_SCALE, "with_more_guidance": MORE * LOOP_SCALE},
     }
     found["training"] = {
         name: {
@@ -152,7 +157,7 @@ def rendering(
 def measure(
     data: TrajectoryDataModule,
     models: Mapping[str, MotionRenderer],
-    sample: Callable[[Clip, bool], Swaying],
+    sample: Callable[[Clip, float | None], Swaying],
     *,
     clips: int,
     frames: int | None,
@@ -166,7 +171,7 @@ def measure(
     Args:
         data: The clips.
         models: `renderer`, and perhaps `single_scale`.
-        sample: Motion for the picture of a clip, as a loop or not.
+        sample: Motion for the picture of a clip; with a number, u, as a loop.
         clips: How many.
         frames: Of each; None for all.
         loop_clips: How many loops.
@@ -191,7 +196,7 @@ def measure(
     sampled: dict[int, Swaying] = {}
 
     def of_sampled(clip: Clip) -> Tensor:
-        sampled[clip.number] = sample(clip, False)
+        sampled[clip.number] = sample(clip, None)
         volume = resize_volume(sampled[clip.number].volume, height, width)
         displacement = displacement_frames(volume, sampled[clip.number].period)
         count = clip.frames.shape[1]
@@ -212,7 +217,8 @@ def measure(
         terms = sampled[clip.number].volume.shape[1]
         ways = {
             "without_guidance": sampled[clip.number],
-            "with_guidance": sample(clip, True),
+            "with_guidance": sample(clip, LOOP_SCALE),
+            "with_more_guidance": sample(clip, MORE * LOOP_SCALE),
             "held_out": Swaying(spectral_volume(clip.whole, terms), clip.whole.shape[1], 0.0),
         }
         for way, swaying in ways.items():

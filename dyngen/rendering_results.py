@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ from dyngen.metrics.windows import SLIDING_FID_FRAMES, cut_windows, sliding_frec
 from dyngen.motion.loops import loop_closure
 from dyngen.motion.splatting import motion_importance
 from dyngen.networks.perceptual import PerceptualDistance
+
+log = logging.getLogger(__name__)
 
 HIGHEST_PSNR = 100.0  # decibels: that of a frame that is the truth, so that means are finite
 CURVE_STRIDE = 10  # frames from one window of the sliding FID to the next
@@ -141,6 +144,8 @@ def measure_films(
             if system in paired:
                 for name, values in frame_scores(frames[0], clip.frames[0], distance).items():
                     scores.setdefault((name, system), []).append(values)
+                    if name == "psnr":
+                        log.info("clip %d: %s %.2f dB", clip.number, system, values.mean())
             for length, extractor in extractors.items():
                 if length <= frames.shape[1]:
                     found = film_features(frames, length, extractor)
@@ -168,7 +173,11 @@ def frame_scores(frames: Tensor, truth: Tensor, distance: PerceptualDistance) ->
 def film_features(film: Tensor, length: int, extractor: Callable[[Tensor], Tensor]) -> Tensor:
     """Features (1, windows, D) of a film (1, T, 3, H, W), in windows that do not overlap."""
     samples = film[0] if length == 1 else cut_windows(film, length)
-    return torch.cat([extractor(part).double().cpu() for part in samples.split(AT_ONCE)])[None]
+    count = len(samples)
+    if film.stride(1) == 0:  # one frame repeated, and not copied: all windows are alike
+        samples = samples[:1]
+    found = torch.cat([extractor(part).double().cpu() for part in samples.split(AT_ONCE)])
+    return found.expand(count, -1)[None]
 
 
 def film_distances(

@@ -17,6 +17,7 @@ def rendering_markdown(found: Mapping[str, Any], figures: Sequence[str]) -> str:
     """
     size = f"{found['size']['width']}x{found['size']['height']}"
     perceptual = next(name for name in found["by_frame"] if name.startswith("perceptual_"))
+    scales = found["sampling"]["loop_scale"]
     trained = " ".join(
         f"{_name(name)}: {of['steps']} steps, {of['seconds'] / 60:.0f} minutes, "
         f"{of['parameters']:,} parameters."
@@ -38,8 +39,10 @@ def rendering_markdown(found: Mapping[str, Any], figures: Sequence[str]) -> str:
         "windows: hold them against each other and the floor, not against those of other tables.",
         f"## Loops\n\nOf {found['loop_clips']} films that are played again and again, the median; "
         f"motion sampled in {found['sampling']['steps']} steps with "
-        f"w = {found['sampling']['guidance_scale']:g}, and of the held-out clips, to the same "
-        "frequencies.",
+        f"w = {found['sampling']['guidance_scale']:g}, and that of the held-out clips, to the same "
+        f"frequencies. Guidance has u = {scales['with_guidance']:g}, more guidance u = "
+        f"{scales['with_more_guidance']:g}. A sum of a few frequencies repeats by itself; what "
+        "guidance lowers is how fast it goes, and how suddenly, where the film begins anew.",
         _loops(found),
         "## Speed\n\nFrames per second on this machine.",
         _speed(found),

@@ -253,7 +253,10 @@ def test_a_loop_is_sampled_with_guidance(sampler: Path) -> None:
     looped, plain = (sample_motion(sampler, image, loop=loop, **options) for loop in (True, False))
     assert isinstance(looped, Swaying)
     assert looped.period == FRAMES
-    assert loop_closure(looped.volume, FRAMES).item() < loop_closure(plain.volume, FRAMES).item()
+    closure, of_plain = (loop_closure(m.volume, FRAMES).item() for m in (looped, plain))
+    assert closure < of_plain
+    gently = sample_motion(sampler, image, loop=True, loop_scale=2.0, **options)
+    assert closure < loop_closure(gently.volume, FRAMES).item()
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,13 @@ def test_distances_are_those_of_the_metrics(clips: list[Clip]) -> None:
     """The library's streaming metrics, fed with the same films."""
     frames, windows = FRAMES_BY, WINDOWS_BY
     extractors = {1: frames, 16: windows, 64: windows}
-    films = measure_films(clips, {"direct": with_motion}, {}, WaveDistance(), extractors)
+    others = {
+        "still": lambda clip: clip.image[:, None].expand_as(clip.frames),
+        "copied": lambda clip: clip.image[:, None].expand_as(clip.frames).clone(),
+    }
+    films = measure_films(clips, {"direct": with_motion}, others, WaveDistance(), extractors)
+    repeated = films.features[16]["still"]
+    torch.testing.assert_close(repeated, films.features[16]["copied"])
     assert list(films.features) == [1, 16]  # there are no windows of 64 in so short films
     found, floors = film_distances(films.features, extractors)
     names = [f"FID_{frames.name}", f"FVD_{windows.name}"]
@@ -299,7 +305,7 @@ def test_all_that_is_asked_for_is_measured_and_drawn(
     for name in distances:
         assert list(found["distances"][name]) == [*systems, "sampled_motion"]
     assert len(found["by_frame"]["ssim"]["rendered"]) == found["frames"] == FRAMES
-    ways = ["without_guidance", "with_guidance", "held_out"]
+    ways = ["without_guidance", "with_guidance", "with_more_guidance", "held_out"]
     assert list(found["loop_jump"]) == list(found["loop_closure"]) == ways
     assert list(found["frames_per_second"]) == [f"{WIDTH}x{HEIGHT}", "256x160"]
     assert found["training"]["renderer"]["steps"] == 3
