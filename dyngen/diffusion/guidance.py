@@ -104,6 +104,25 @@ def classifier_free_guidance(
     return term
 
 
+def log_density_ratio(
+    denoiser: DenoiserFunction, x: Tensor, sigma: Tensor, reference: Tensor, **conditioning: Any
+) -> Tensor:
+    """log p_sigma(x) - log p_sigma(reference), (B,), of the density that a denoiser stands for.
+
+    The trapezoid rule along the straight line between them,
+    ``<s(x) + s(reference), x - reference> / 2`` with the score ``s = (D - .) / sigma^2``: exact
+    where the score is linear, else of third order in their distance.
+
+    Args:
+        x: (B, ...).
+        sigma: noise level, a scalar or (B,).
+        reference: like x.
+    """
+    level = per_sample(sigma, x)
+    scores = [(denoiser(z, level, **conditioning) - z) / align(level**2, x) for z in (x, reference)]
+    return ((scores[0] + scores[1]) * (x - reference)).flatten(1).sum(1) / 2
+
+
 def value_and_gradient(logit: Logit, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """The logit ``(B,)`` and its gradient with respect to x, like x, both detached.
 

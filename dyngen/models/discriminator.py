@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from data_modules.climate_cube import check_compatible
 from dyngen.diffusion.denoiser import Denoiser, align
+from dyngen.diffusion.guidance import log_density_ratio
 from dyngen.diffusion.noise import LogNormalNoise, LogUniformNoise
 from dyngen.models.checkpoints import build, load_model, read_checkpoint, training_cost
 from dyngen.models.cube_module import (
@@ -42,7 +43,13 @@ class TimeConsistencyDiscriminator(CubeModule):
     determines the logit's gradient and leaves an offset `b(h, sigma)` open; a discriminator with a
     method `offset(sigma, history)` has just that trained by cross-entropy, so that the two losses
     share the logit instead of pulling it two ways. One with a method `forecast(history, context)`
-    has the square error of that forecast besides.
+    has the square error of that forecast besides, by which alone the forecast is trained.
+
+    Since `l = log p(x | h) - log p(x)` up to a constant, a logit with a forecast m may begin from
+    what is known of both densities already, and the discriminator learn no more than the rest:
+    `log N(x; m, sigma^2 + s^2)` minus the image model's own `log p(x) - log p(m)` (see
+    `log_density_ratio`). The image model's frozen gradient is then cancelled where the history
+    knows better, which a small network learns badly at high noise.
 
     Args:
         discriminator: A network `(x, sigma, history) -> logit (B,)` with `history_length`, such as
@@ -56,6 +63,10 @@ class TimeConsistencyDiscriminator(CubeModule):
         score_matching_weight: Weight of denoising likelihood score matching; 0 is the plain
             classifier of the paper.
         forecast_weight: Weight of the forecast's square error.
+        forecast_spread: s, the standard deviation of the forecast's error, of a logit that begins
+            from the ratio of densities; None begins from 0.
+        score_matching_windows: How many windows of a batch have score matching and cross-entropy;
+            None is all. The forecast, much the cheaper, is trained on every one.
         noise: Distribution of the noise levels trained on; it must cover the sampling range.
         history_noise: Largest standard deviation of the noise on past frames in training, which
             keeps rollouts stable (see `with_errors`).
@@ -73,6 +84,8 @@ class TimeConsistencyDiscriminator(CubeModule):
         cross_entropy_weight: float = 1.0,
         score_matching_weight: float = 1.0,
         forecast_weight: float = 3.0,
+        forecast_spread: float | None = None,
+        score_matching_windows: int | None = None,
         noise: LogNormalNoise | LogUniformNoise | None = None,
         history_noise: float = 0.0,
         reference: str | None = None,
@@ -94,11 +107,26 @@ class TimeConsistencyDiscriminator(CubeModule):
                 "cross_entropy_weight and score_matching_weight are both 0; give one of them a "
                 "positive weight, or there is nothing to train."
             )
+        if forecast_spread is not None:
+            if not forecast_spread > 0:
+                raise ValueError(f"forecast_spread is {forecast_spread}; it must be positive.")
+            if not hasattr(discriminator, "forecast"):
+                raise ValueError(
+                    f"forecast_spread is {forecast_spread}, but {type(discriminator).__name__} has "
+                    "no forecast; leave it out, or use ForecastEnergy."
+                )
+        if score_matching_windows is not None and score_matching_windows < 2:
+            raise ValueError(
+                f"score_matching_windows is {score_matching_windows}; it must be 2 or more, for a "
+                "window's negative is another one's history."
+            )
         self.save_hyperparameters(ignore=unless_given("discriminator", "noise"))
         self.discriminator = discriminator
         self.cross_entropy_weight = cross_entropy_weight
         self.score_matching_weight = score_matching_weight
         self.forecast_weight = forecast_weight
+        self.forecast_spread = forecast_spread
+        self.score_matching_windows = score_matching_windows
         self.noise = noise or LogNormalNoise(-0.5, 1.4)
         self.history_noise = history_noise
         self.denoiser: Denoiser | None = None
@@ -180,15 +208,44 @@ class TimeConsistencyDiscriminator(CubeModule):
         """Logits (B,) of frames (B, C, H, W) at sigma (B,) after histories (B, k, C, H, W).
 
         Args:
-            context: Static fields and forcing of the frames (B, C_context, H, W), which only a
-                discriminator with `context_channels` sees.
+            context: Static fields and forcing of the frames (B, C_context, H, W), which only
+                networks with `context_channels` see.
             forecast: What `forecast` gives for the histories, to spare its computation.
         """
-        known = as_context(context if self.context_channels else None)
+        if forecast is None:
+            forecast = self.forecast(history, context)
+        logits = self._learned(x, sigma, history, context, forecast)
+        if self.forecast_spread is None:
+            return logits
+        assert forecast is not None
+        return logits + self._known(x, sigma, forecast, context)
+
+    def _learned(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        history: Tensor,
+        context: Tensor | None,
+        forecast: Tensor | None,
+    ) -> Tensor:
+        """The discriminator's part of the logits (B,)."""
+        beside = as_context(context if self.context_channels else None)
         if forecast is not None:
-            known["forecast"] = forecast
-        logits: Tensor = self.discriminator(x, sigma, history, **known)
+            beside["forecast"] = forecast
+        logits: Tensor = self.discriminator(x, sigma, history, **beside)
         return logits
+
+    def _known(self, x: Tensor, sigma: Tensor, forecast: Tensor, context: Tensor | None) -> Tensor:
+        """The part (B,) known before training: a Gaussian about the forecast over the images'."""
+        assert self.denoiser is not None
+        assert self.forecast_spread is not None
+        forecast = forecast.detach().to(x.dtype)
+        level = sigma.to(x.dtype).expand(len(x))
+        distance = (x - forecast).square().flatten(1).sum(1)
+        of_images = log_density_ratio(
+            self.denoiser, x, level, forecast, **self._of_image_model(context)
+        )
+        return -distance / (2 * (level**2 + self.forecast_spread**2)) - of_images
 
     def forecast(self, history: Tensor, context: Tensor | None = None) -> Tensor | None:
         """The frames (B, C, H, W) that the discriminator expects after histories (B, k, C, H, W).
@@ -211,29 +268,40 @@ class TimeConsistencyDiscriminator(CubeModule):
         forecast: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits (B,) and the guided estimate `D + sigma^2 grad l`, differentiable in training."""
+        if forecast is None:
+            forecast = self.forecast(history, context)
         with torch.enable_grad():
             noisy = noisy.detach().requires_grad_()
-            logits = self.logit(noisy, sigma, history, context, forecast)
+            logits = self._learned(noisy, sigma, history, context, forecast)
             (gradient,) = torch.autograd.grad(logits.sum(), noisy, create_graph=self.training)
+            if self.forecast_spread is not None:
+                assert forecast is not None
+                known = self._known(noisy, sigma, forecast, context)
+                # Nothing in it is trained: its gradient is a constant.
+                (constant,) = torch.autograd.grad(known.sum(), noisy)
+                logits, gradient = logits + known.detach(), gradient + constant
         return logits, denoised + align(sigma**2, noisy) * gradient
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Balanced cross-entropy plus score matching, on one noise level for each window."""
         history, clean = self._split(batch)
-        context = frame_context(self.discriminator, batch)
-        context = None if context is None else context[:, -1]
-        sigma = self.noise.sample(len(clean), clean.device)
-        noisy = clean + align(sigma, clean) * torch.randn_like(clean)
-        history = with_errors(history, self.history_noise)
+        context = self._context(batch)
         loss = torch.zeros((), device=self.device)
+        count = self.score_matching_windows
+        sigma = self.noise.sample(len(clean[:count]), clean.device)
+        noisy = clean[:count] + align(sigma, clean) * torch.randn_like(clean[:count])
+        history = with_errors(history, self.history_noise)
         forecast = self.forecast(history, context)
         if forecast is not None:
             forecast_error = self.mean_square(forecast - clean).mean()
             loss = loss + self.forecast_weight * forecast_error
             self.log("train/forecast_error", forecast_error)
+            forecast = forecast[:count].detach()
+        clean, history = clean[:count], history[:count]
+        context = None if context is None else context[:count]
         if self.score_matching_weight:
             with torch.no_grad():
-                denoised = self._denoise(noisy, sigma, batch)
+                denoised = self._denoise(noisy, sigma, context)
             positive, guided = self.guided(noisy, sigma, history, denoised, context, forecast)
             weight = self._weight(sigma)
             error = (weight * self.mean_square(guided - clean)).mean()
@@ -244,7 +312,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         else:
             positive = self.logit(noisy, sigma, history, context, forecast)
         if self.cross_entropy_weight:
-            cross_entropy = self._cross_entropy(positive, noisy, sigma, history, context)
+            cross_entropy = self._cross_entropy(positive, noisy, sigma, history, context, forecast)
             # Beside score matching per value, whose share of a clipped gradient it must not take.
             values = clean[0].numel() if self.score_matching_weight else 1
             loss = loss + self.cross_entropy_weight / values * cross_entropy
@@ -259,23 +327,25 @@ class TimeConsistencyDiscriminator(CubeModule):
         sigma: Tensor,
         history: Tensor,
         context: Tensor | None = None,
+        forecast: Tensor | None = None,
     ) -> Tensor:
         """Balanced binary cross-entropy of logits (B,) and of those with another's history.
 
-        The context stays with its frame: the logit is then `log p(h | x_sigma, context) - log p(h)`
-        and its gradient in x_sigma what guidance needs.
+        A history's forecast goes with it, and the context stays with its frame: the logit is then
+        `log p(h | x_sigma, context) - log p(h)` and its gradient in x_sigma what guidance needs.
 
         Beside score matching it trains no more than the offset of a logit that has one: the rest
         of the logit has the right gradient already, and cross-entropy would only disturb it.
         """
         others = other_histories(history)
+        expected = None if forecast is None else other_histories(forecast)
         offset = getattr(self.discriminator, "offset", None)
         if offset is None or not self.score_matching_weight:
-            negative = self.logit(noisy, sigma, others, context)
+            negative = self.logit(noisy, sigma, others, context, expected)
         else:
             with torch.no_grad():
                 known = positive - offset(sigma, history)
-                apart = self.logit(noisy, sigma, others, context)
+                apart = self.logit(noisy, sigma, others, context, expected)
                 known_negative = apart - offset(sigma, others)
             positive = known + offset(sigma, history)
             negative = known_negative + offset(sigma, others)
@@ -289,15 +359,15 @@ class TimeConsistencyDiscriminator(CubeModule):
 
     def _validate(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         history, clean = self._split(batch)
-        context = frame_context(self.discriminator, batch)
-        context = None if context is None else context[:, -1]
+        context = self._context(batch)
+        forecast = self.forecast(history, context)
         noise = fixed_noise(clean, seed=batch_idx)
         total = torch.zeros((), device=self.device)
         for level in VALIDATION_SIGMAS:
             sigma = clean.new_full((len(clean),), level)
             noisy = clean + level * noise
-            denoised = self._denoise(noisy, sigma, batch)
-            positive, guided = self.guided(noisy, sigma, history, denoised, context)
+            denoised = self._denoise(noisy, sigma, context)
+            positive, guided = self.guided(noisy, sigma, history, denoised, context, forecast)
             negative = self.logit(noisy, sigma, other_histories(history), context)
             accuracy = ((positive > 0).float().mean() + (negative <= 0).float().mean()) / 2
             error = self.mean_square(guided - clean).mean()
@@ -330,13 +400,23 @@ class TimeConsistencyDiscriminator(CubeModule):
             )
         return frames[:, :-1], frames[:, -1]
 
-    def _denoise(self, noisy: Tensor, sigma: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """The image model's estimate, given what it takes of static fields and forcing."""
+    def _context(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """Static fields and forcing of the present frames (B, C_context, H, W), or None."""
+        networks = (self.discriminator, getattr(self.denoiser, "network", None))
+        found = [
+            c for c in (frame_context(network, batch) for network in networks) if c is not None
+        ]
+        return found[0][:, -1] if found else None
+
+    def _of_image_model(self, context: Tensor | None) -> dict[str, Tensor]:
+        """What the image model takes of static fields and forcing."""
+        network = getattr(self.denoiser, "network", None)
+        return as_context(context if getattr(network, "context_channels", 0) else None)
+
+    def _denoise(self, noisy: Tensor, sigma: Tensor, context: Tensor | None) -> Tensor:
+        """The image model's estimate."""
         assert self.denoiser is not None
-        context = frame_context(self.denoiser.network, batch)
-        return self.denoiser(
-            noisy, sigma, **as_context(None if context is None else context[:, -1])
-        )
+        return self.denoiser(noisy, sigma, **self._of_image_model(context))
 
     def _weight(self, sigma: Tensor) -> Tensor:
         # 1 / c_out^2 of Karras et al. 2022 for data of unit variance, whatever the image model is.
@@ -344,7 +424,7 @@ class TimeConsistencyDiscriminator(CubeModule):
 
 
 def other_histories(history: Tensor) -> Tensor:
-    """The history of another window for each window of a batch (B, k, C, H, W).
+    """The history of another window for each window of a batch (B, ...).
 
     A cyclic shift has no fixed point and keeps the marginals of both slots.
 
