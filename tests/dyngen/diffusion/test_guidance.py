@@ -14,6 +14,7 @@ from dyngen.diffusion.guidance import (
     classifier_free_guidance,
     discriminator_guidance,
     guide,
+    log_density_ratio,
     value_and_gradient,
 )
 from dyngen.diffusion.noise import edm_sigmas
@@ -146,6 +147,47 @@ def test_classifier_free_guidance_is_that_of_ho_and_salimans(x: Tensor) -> None:
     torch.testing.assert_close(both(x, SIGMA, **conditional), expected)
     none = classifier_free_guidance(shrink, 0.0, unconditional=unconditional)
     assert torch.equal(none(x, SIGMA, x), torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("sigma", [torch.tensor(0.7), torch.tensor([0.1, 0.7, 3.0])])
+def test_the_density_ratio_of_a_gaussian_is_exact(sigma: Tensor) -> None:
+    mean, std = 0.3, 1.7
+    x, reference = torch.randn(
+        2, 3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+
+    def denoiser(z: Tensor, level: Tensor) -> Tensor:
+        level = level.view(-1, 1, 1, 1)
+        return (std**2 * z + level**2 * mean) / (std**2 + level**2)
+
+    law = torch.distributions.Normal(mean, (std**2 + sigma.double() ** 2).sqrt().view(-1, 1, 1, 1))
+    exact = (law.log_prob(x) - law.log_prob(reference)).sum((1, 2, 3))
+    found = log_density_ratio(denoiser, x, sigma.double(), reference)
+    torch.testing.assert_close(found, exact)
+
+
+def test_the_density_ratio_of_a_mixture_is_of_third_order() -> None:
+    sigma = torch.tensor(0.5, dtype=torch.float64)
+    law = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.tensor([0.3, 0.7], dtype=torch.float64)),
+        torch.distributions.Normal(
+            torch.tensor([-1.0, 0.8], dtype=torch.float64), (0.4**2 + sigma**2).sqrt().expand(2)
+        ),
+    )
+
+    def denoiser(z: Tensor, level: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            (score,) = torch.autograd.grad(law.log_prob(leaf).sum(), leaf)
+        return z + sigma**2 * score
+
+    reference = torch.linspace(-1, 1, 64, dtype=torch.float64).view(64, 1)
+    errors = []
+    for step in (0.2, 0.1):
+        x = reference + step
+        exact = (law.log_prob(x) - law.log_prob(reference))[:, 0]
+        errors.append((log_density_ratio(denoiser, x, sigma, reference) - exact).abs().mean())
+    assert 6 < errors[0] / errors[1] < 10
 
 
 def test_mistakes_get_a_sentence(x: Tensor) -> None:

@@ -210,6 +210,89 @@ def test_a_forecast_has_its_square_error_besides(
     assert discriminator(image_checkpoint).forecast(history) is None
 
 
+class Gaussian(nn.Module):
+    """The exact denoiser of independent standard normal values."""
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return x / (1 + column(sigma.expand(len(x))) ** 2)
+
+
+class Persistence(nn.Module):
+    """A discriminator that knows the forecast of a first-order autoregression, and no more."""
+
+    history_length = 1
+
+    def __init__(self, correlation: float) -> None:
+        super().__init__()
+        self.correlation = nn.Parameter(torch.tensor(correlation))
+
+    def forecast(self, history: Tensor) -> Tensor:
+        return self.correlation * history[:, -1]
+
+    def forward(self, x: Tensor, sigma: Tensor, history: Tensor, forecast: Tensor) -> Tensor:
+        return 0 * x.flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_with_exact_parts_the_ratio_of_densities_guides_exactly(training: bool) -> None:
+    rho = 0.8
+    spread = math.sqrt(1 - rho**2)
+    model = TimeConsistencyDiscriminator(Persistence(rho), forecast_spread=spread)
+    model.denoiser = Gaussian()  # type: ignore[assignment]
+    model.train(training)
+    history = torch.randn(5, 1, 2, 8, 8)
+    sigma = torch.tensor([0.05, 0.3, 1.0, 3.0, 20.0])
+    s = column(sigma)
+    noisy = rho * history[:, 0] + spread * torch.randn(5, 2, 8, 8) + s * torch.randn(5, 2, 8, 8)
+    gain = spread**2 / (spread**2 + s**2)
+    exact = rho * history[:, 0] + gain * (noisy - rho * history[:, 0])
+    logits, guided = model.guided(noisy, sigma, history, model.denoiser(noisy, sigma))
+    torch.testing.assert_close(guided, exact, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits, model.logit(noisy, sigma, history))
+
+    def log_ratio(x: Tensor) -> Tensor:
+        conditional = torch.distributions.Normal(rho * history[:, 0], (spread**2 + s**2).sqrt())
+        alone = torch.distributions.Normal(torch.zeros(()), (1 + s**2).sqrt())
+        return (conditional.log_prob(x) - alone.log_prob(x)).sum((1, 2, 3))
+
+    other = noisy + 0.3 * s * torch.randn_like(noisy)
+    change = model.logit(other, sigma, history) - model.logit(noisy, sigma, history)
+    torch.testing.assert_close(change, log_ratio(other) - log_ratio(noisy), rtol=1e-3, atol=1e-2)
+
+
+def test_score_matching_may_see_part_of_the_batch(
+    batch: dict[str, Tensor], image_checkpoint: Path, logged: Log
+) -> None:
+    network = awake(ForecastEnergy(2, 2, (8,), 1))
+    options: dict[str, Any] = {"forecast_spread": 0.3, "history_noise": 0.0}
+    part = TimeConsistencyDiscriminator(
+        network, str(image_checkpoint), score_matching_windows=2, **options
+    )
+    whole = TimeConsistencyDiscriminator(network, str(image_checkpoint), **options)
+    values, of_whole = logged(part), logged(whole)
+    torch.manual_seed(3)
+    part.training_step(batch, 0)
+    torch.manual_seed(3)
+    whole.training_step({"frames": batch["frames"][:2]}, 0)
+    for name in ("denoising_error", "cross_entropy"):
+        assert values[f"train/{name}"] == pytest.approx(of_whole[f"train/{name}"], rel=1e-4)
+    error = (part.forecast(batch["frames"][:, :2]) - batch["frames"][:, 2]).square().mean()
+    assert values["train/forecast_error"] == pytest.approx(error.item(), rel=1e-4)
+
+
+def test_score_matching_leaves_the_forecast_alone(
+    batch: dict[str, Tensor], image_checkpoint: Path, logged: Log
+) -> None:
+    model = TimeConsistencyDiscriminator(
+        awake(ForecastEnergy(2, 2, (8,), 1)), str(image_checkpoint), forecast_weight=0.0
+    )
+    logged(model)
+    model.training_step(batch, 0).backward()
+    energy, forecaster = model.discriminator.unet, model.discriminator.forecaster
+    assert all(not p.grad.any() for p in forecaster.parameters() if p.grad is not None)
+    assert any(p.grad is not None and p.grad.any() for p in energy.parameters())
+
+
 def test_score_matching_trains_the_gradient(
     batch: dict[str, Tensor], image_checkpoint: Path, logged: Log
 ) -> None:
@@ -476,10 +559,13 @@ def test_a_checkpoint_of_another_grid_is_refused(
     [
         ({"cross_entropy_weight": -1.0}, "must not be negative"),
         ({"cross_entropy_weight": 0.0, "score_matching_weight": 0.0}, "are both 0"),
+        ({"forecast_spread": 0.0}, "forecast_spread is 0.0; it must be positive"),
+        ({"forecast_spread": 0.1}, "UNetEnergy has no forecast; leave it out"),
+        ({"score_matching_windows": 1}, "score_matching_windows is 1; it must be 2 or more"),
     ],
 )
 def test_weights_that_train_nothing(
-    image_checkpoint: Path, options: dict[str, float], sentence: str
+    image_checkpoint: Path, options: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         discriminator(image_checkpoint, **options)
