@@ -19,12 +19,13 @@ def demo(out: Path = Path("runs/demo"), experiment: Path = Path("experiments/tur
 
     Args:
         out: Folder of everything that the demo writes; delete it to start anew.
-        experiment: Folder with `cube.yaml`, `image.yaml` and `discriminator.yaml`.
+        experiment: Folder with `cube.yaml`, `image.yaml`, `discriminator.yaml`, and `demo.yaml`,
+            which says what the demo changes in the latter.
 
     Raises:
         ValueError: If the experiment's files are not there.
     """
-    for name in ("cube.yaml", "image.yaml", "discriminator.yaml"):
+    for name in ("cube.yaml", "image.yaml", "discriminator.yaml", "demo.yaml"):
         if not (experiment / name).is_file():
             raise ValueError(
                 f"{experiment / name} does not exist; run the demo from the root of the repository "
@@ -41,7 +42,8 @@ def _stages(out: Path, experiment: Path) -> list[Stage]:
     cube, configuration = out / "cube.zarr", str(experiment / "cube.yaml")
     afresh = ("--overwrite", "true")  # what is there when the stage is not done
     checkpoint = str(out / "discriminator" / "checkpoints" / "last.ckpt")
-    discriminator = str(experiment / "discriminator.yaml")
+    names = ("discriminator.yaml", "demo.yaml")
+    discriminator = [word for name in names for word in ("--config", str(experiment / name))]
     stage = partial(Stage, folder=out)
     return [
         stage(
@@ -58,12 +60,12 @@ def _stages(out: Path, experiment: Path) -> list[Stage]:
         stage(
             "train_discriminator",
             "Train the time-consistency discriminator beside the frozen image model",
-            ("fit", "--config", discriminator),
+            ("fit", *discriminator),
         ),
         stage(
             "evaluate",
             "Roll out from held-out states, measure, and write the report",
-            ("test", "--config", discriminator, "--ckpt_path", checkpoint),
+            ("test", *discriminator, "--ckpt_path", checkpoint),
             (out / "report.html").exists,
         ),
     ]

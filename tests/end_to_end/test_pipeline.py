@@ -207,6 +207,7 @@ def test_the_demo_is_interrupted_goes_on_and_repeats_nothing(
     )
     for name in ("image", "discriminator"):
         shrunk(name, experiment, 3)
+    (experiment / "demo.yaml").write_text("model: {init_args: {forecast_spread: null}}\n")
     monkeypatch.setenv("DYNGEN_RUN", "elsewhere")
     command = ["demo", "--out", str(out), "--experiment", str(experiment)]
     step: Callable[..., Any] = TimeConsistencyDiscriminator.training_step
