@@ -148,7 +148,8 @@ class MotionWriter:
         """
         if not self.clips:
             shutil.rmtree(self.partial, ignore_errors=True)
-            raise DataError(f"No clip is left to write to {self.out}; see why above.")
+            why = f": {self.refused[0]}" if self.refused else "."
+            raise DataError(f"No clip is left to write to {self.out}{why}")
         for name in self.group.array_keys():
             array = self.group[name]
             array.resize((self.clips, *array.shape[1:]))

@@ -13,9 +13,11 @@ from rich.table import Table
 from data_modules.extract_motion import end_point_error
 from data_modules.trajectories import TrajectoryDataModule
 from dyngen.garden_results import motion_results, write_results
+from dyngen.models.checkpoints import read_checkpoint, training_cost
+from dyngen.real_clips import real_clips, real_clips_markdown
 from dyngen.report.motion import amplitude_figure, correlation_figure, spectrum_figure
 from dyngen.simulate.garden import Garden
-from dyngen.stages import Stage, read_stages, run_stages, seconds_table
+from dyngen.stages import Stage, run_stages, seconds_table
 
 MOTION = ("cube", "autoencoder", "spectral_base", "spectral_ldm")  # files of the experiment
 
@@ -45,6 +47,7 @@ def garden(
     clips: int = 16,
     steps: int = 50,
     flow_clips: int = 4,
+    videos: list[Path] | None = None,
     device: str = "auto",
 ) -> None:
     """Train the models of motion on the garden, and measure them on held-out clips.
@@ -60,6 +63,7 @@ def garden(
         clips: Held-out clips to sample motion for.
         steps: Of the sampler.
         flow_clips: Clips whose motion is estimated by optical flow, and held against the truth.
+        videos: Real films whose motion is extracted, made into spectral volumes, and back.
         device: To sample on: cpu, cuda, or auto.
 
     Raises:
@@ -80,14 +84,19 @@ def garden(
         clips=clips,
         steps=steps,
         device=device,
-        command=f"dyngen garden --experiment {experiment.as_posix()}",
+        command=_command(experiment, videos or []),
     )
     error = end_point_error(Garden(width=256, height=160), range(flow_clips))
-    seconds = {name: stage["seconds"] for name, stage in read_stages(out).items()}
-    found = write_results(
-        results / "motion.json",
-        {"end_point_error_median": error["median"], "end_point_error": error, "seconds": seconds},
-    )
+    seconds = {name: _training_seconds(out / folder) for name, folder in models.items()}
+    seconds["autoencoder"] = _training_seconds(out / "autoencoder")
+    more: dict[str, Any] = {
+        "end_point_error_median": error["median"],
+        "end_point_error": error,
+        "seconds": seconds,
+    }
+    if videos:
+        more["real_clips"] = real_clips(videos, out / "real", results)
+    found = write_results(results / "motion.json", more)
     write_motion_page(results, found)
     console.print(_table(found))
     console.print(seconds_table(seconds))
@@ -184,6 +193,7 @@ def write_motion_page(results: Path, found: Mapping[str, Any]) -> None:
     lines = [head, ["---"] * len(head), *rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     minutes = sum(found["seconds"].values()) / 60
+    real = found.get("real_clips")
     (results / "motion.md").write_text(
         f"# Motion on the garden\n\n`{found['command']}`: {minutes:.0f} minutes of training on "
         f"{found['machine']['processor']}, {found['clips']} held-out clips.\n\n{table}\n\n"
@@ -194,7 +204,17 @@ def write_motion_page(results: Path, found: Mapping[str, Any]) -> None:
         f"displacement to {_digits(found['end_point_error_median'])} px (median).\n\n"
         + "\n\n".join(f"![{name.replace('_', ' ')}]({name}.svg)" for name in figures)
         + "\n"
+        + (f"\n## Real films\n\n{real_clips_markdown(real)}" if real else "")
     )
+
+
+def _command(experiment: Path, videos: list[Path]) -> str:
+    films = f" --videos [{', '.join(video.name for video in videos)}]" if videos else ""
+    return f"dyngen garden --experiment {experiment.as_posix()}{films}"
+
+
+def _training_seconds(folder: Path) -> float:
+    return float(training_cost(read_checkpoint(folder / "checkpoints" / "last.ckpt"))["seconds"])
 
 
 def _table(found: Mapping[str, Any]) -> Table:
