@@ -104,7 +104,13 @@ class ExperimentCLI(LightningCLI):
         if not (folder / "checkpoints" / "last.ckpt").exists():
             return
         self._dump_config()
-        saved = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        told = folder / "config.yaml"
+        if not told.is_file():
+            raise ValueError(
+                f"{told} is missing, which says how {folder / 'checkpoints' / 'last.ckpt'} was "
+                "trained: put it back, or delete the folder to start anew."
+            )
+        saved = OmegaConf.to_container(OmegaConf.load(told))
         there = _flat(cast(dict[str, Any], saved))
         now = _flat(self.config_dump)
         for key in now:

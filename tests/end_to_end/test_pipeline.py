@@ -121,6 +121,13 @@ def test_a_run_with_other_settings_is_not_continued(
         main(["fit", "--config", config, "--model.init_args.learning_rate", "0.5"])
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "holds a run with model.init_args.learning_rate = 0.001, not 0.5" in said
+    told = here / "discriminator" / "config.yaml"
+    text = told.read_text()
+    told.unlink()
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", config])
+    assert "config.yaml is missing" in capsys.readouterr().err.strip().splitlines()[-1]
+    told.write_text(text)
 
 
 def test_the_evaluation_writes_scores_of_every_system(
