@@ -79,6 +79,8 @@ class Contest:
         forecasts: Arguments of `dyngen rollout` for the forecasts.
         free_run: Likewise for one long run.
         compare: Further arguments of `dyngen compare`.
+        cube: Path of the data, or several, the one to be held against first; None simulates it.
+        summary: Name of the files with the figures, without ending.
     """
 
     seeds: int
@@ -87,6 +89,8 @@ class Contest:
     forecasts: Mapping[str, int]
     free_run: Mapping[str, int]
     compare: Mapping[str, Any] = field(default_factory=dict)
+    cube: str | Sequence[str] | None = None
+    summary: str = "summary"
 
 
 def contest(
@@ -128,7 +132,7 @@ def contest(
     took = {stage.name for stage in stages}
     summary["seconds"] = {k: v["seconds"] for k, v in read_stages(out).items() if k in took}
     results.mkdir(parents=True, exist_ok=True)
-    told = "summary" if rules == CONTEST else Path(rules).stem
+    told = agreed.summary if rules == CONTEST else Path(rules).stem
     figures = results / f"{told}.json"
     figures.write_text(json.dumps(summary, indent=2) + "\n")
     _write_page(results, told, f"{name}: {Path(rules).stem}", summary, reports[0])
@@ -146,7 +150,7 @@ def read_contest(path: Path, seeds: int | None = None) -> Contest:
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give the folder of an experiment that has one.")
-    given: Any = OmegaConf.to_container(OmegaConf.load(path))
+    given: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     try:
         systems = {name: System(**settings) for name, settings in given.pop("systems").items()}
         models = [
@@ -169,22 +173,28 @@ def _report(out: Path, seed: int, rules: str) -> Path:
 
 
 def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]) -> list[Stage]:
-    cube = out / "cube.zarr"
-    stages = [
-        Stage(
-            "cube",
-            "Make the data",
-            (
-                *("simulate", experiment.name, "--config", str(experiment / "cube.yaml")),
-                *("--out", str(cube), "--overwrite", "true"),
-            ),
-            cube.exists,
+    stages = []
+    path: str | list[str]
+    if rules.cube is None:
+        path = str(out / "cube.zarr")
+        stages.append(
+            Stage(
+                "cube",
+                "Make the data",
+                (
+                    *("simulate", experiment.name, "--config", str(experiment / "cube.yaml")),
+                    *("--out", path, "--overwrite", "true"),
+                ),
+                Path(path).exists,
+            )
         )
-    ]
+    else:
+        path = rules.cube if isinstance(rules.cube, str) else list(rules.cube)
+    reference = path if isinstance(path, str) else path[0]
     for seed in range(rules.seeds):
         folder = out / f"seed{seed}"
         stage = partial(Stage, folder=folder)
-        data = ("--data.init_args.path", str(cube))
+        data = _options({"data.init_args.path": path})
         for model in rules.models:
             name = model.name or model.config
             options = dict(model.options)
@@ -201,20 +211,20 @@ def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]
         made = []
         for name, system in rules.systems.items():
             checkpoint = folder / system.model / "checkpoints" / "last.ckpt"
-            common = ("rollout", "--model", str(checkpoint), "--data.path", str(cube))
+            common = ("rollout", "--model", str(checkpoint), *_options({"data.path": path}))
             how = _options({f"sampling.{key}": value for key, value in system.sampling.items()})
             kinds = [("forecast", {**rules.forecasts})]
             if system.free_run:
                 kinds.append(("free_run", {"initial_states": 1, **rules.free_run}))
             for kind, sizes in kinds:
-                path = folder / f"{name}_{kind}.zarr"
-                made.append(f"{name}={path}")
+                store = folder / f"{name}_{kind}.zarr"
+                made.append(f"{name}={store}")
                 stages.append(
                     stage(
                         f"seed{seed}/{name}_{kind}",
                         f"Roll out {name.replace('_', ' ')}, {kind.replace('_', ' ')}, seed {seed}",
-                        (*common, "--out", str(path), *how, *_options(sizes)),
-                        path.exists,
+                        (*common, "--out", str(store), *how, *_options(sizes)),
+                        store.exists,
                     )
                 )
         report = reports[seed]
@@ -223,7 +233,7 @@ def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]
                 f"{report.relative_to(out).as_posix()}/compare",
                 f"Compare, seed {seed}",
                 (
-                    *("compare", *made, "--reference", str(cube), "--out", str(report)),
+                    *("compare", *made, "--reference", reference, "--out", str(report)),
                     *_options(rules.compare),
                 ),
                 (report / "report.html").exists,

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 TERMS = (4, 8, 16, 24)
 SHORTEST = 8  # frames after the start frame
 AT_ONCE = 8  # frames rendered together
-MOST_CAMERA = 5.0  # pixels: what flows through the whole picture is not taken for the camera
+MOST_CAMERA = 5.0  # pixels: a hand that holds the camera is put up with here
 
 
 def real_clips(
