@@ -86,8 +86,8 @@ class Contest:
     seeds: int
     models: Sequence[Training]
     systems: Mapping[str, System]
-    forecasts: Mapping[str, int]
-    free_run: Mapping[str, int]
+    forecasts: Mapping[str, Any]
+    free_run: Mapping[str, Any]
     compare: Mapping[str, Any] = field(default_factory=dict)
     cube: str | Sequence[str] | None = None
     summary: str = "summary"
