@@ -42,7 +42,7 @@ def shrunk(name: str, folder: Path, steps: int) -> Path:
         "enable_model_summary": False,
     }
     for callback in config["trainer"]["callbacks"]:
-        if callback["class_path"].endswith("ModelCheckpoint"):
+        if callback["class_path"].endswith("LastCheckpoint"):
             callback["init_args"]["every_n_train_steps"] = 1
         if callback["class_path"].endswith("RolloutEvaluation"):
             callback["init_args"] |= EVALUATION
