@@ -58,7 +58,8 @@ def make_splits(
             times are given.
 
     Raises:
-        DataError: If a split is unknown, empty, overlaps another or is not within the cube.
+        DataError: If a split is unknown, empty, overlaps another or is not within the cube, or may
+            be of either kind.
     """
     splits = dict(FRACTIONS if splits is None else splits)
     for name in splits:
@@ -71,6 +72,15 @@ def make_splits(
         raise DataError(
             f"splits mixes fractions and ranges ({splits}); give either fractions or [first, last] "
             "for all."
+        )
+    numbers = all(
+        isinstance(value, list | tuple) and all(isinstance(end, int | float) for end in value)
+        for value in splits.values()
+    )
+    if split_by is None and numbers and cube.trajectories > 1 and cube.calendar is None:
+        raise DataError(
+            f"splits ({splits}) may be times or numbers of trajectories of {cube.path}, whose "
+            "times are numbers too; set split_by to 'time' or 'trajectory'."
         )
     if split_by is None:
         split_by = "trajectory" if cube.trajectories > 1 and not ranges else "time"

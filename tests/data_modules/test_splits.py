@@ -52,7 +52,7 @@ def test_time_ranges_in_a_calendar_of_360_days(make_cube):
 
 def test_ranges_of_numbers_and_of_trajectories(make_cube):
     cube = open_cube(make_cube())
-    by_time = make_splits(cube, {"train": [0, 4.5], "test": [5, 100]})
+    by_time = make_splits(cube, {"train": [0, 4.5], "test": [5, 100]}, "time")
     assert (by_time["train"].runs, by_time["test"].runs) == (((0, 10),), ((10, 20),))
     by_trajectory = make_splits(cube, {"train": [2, 7], "test": [0, 1]}, "trajectory")
     assert by_trajectory["train"].trajectories == (2, 8)
@@ -85,8 +85,13 @@ def test_no_window_crosses_a_split_a_trajectory_or_a_gap(make_cube):
         ({"train": 0.5, "test": [1, 2]}, None, "splits mixes fractions and ranges"),
         ({"train": 0.8, "test": 0.4}, None, "must not be negative nor add up to more than 1"),
         ({"train": 0.99, "test": 0.01}, None, "The split 'test' is empty: 0.01 of 8 trajectories"),
-        ({"train": [0, 5], "test": [4, 9]}, None, "The splits 'train' and 'test' overlap"),
-        ({"train": [50, 60]}, None, "The split 'train' from 50 to 60 is empty; the cube goes from"),
+        ({"train": [0, 5], "test": [6, 7]}, None, "set split_by to 'time' or 'trajectory'"),
+        ({"train": [0, 5], "test": [4, 9]}, "time", "The splits 'train' and 'test' overlap"),
+        (
+            {"train": [50, 60]},
+            "time",
+            "The split 'train' from 50 to 60 is empty; the cube goes from",
+        ),
         ({"train": ["a", "b"]}, None, "The split 'train' is ['a', 'b'], which are no times of"),
         ({"train": [0, 8]}, "trajectory", "has trajectories 0 to 7"),
         ({"train": [3, 2]}, "trajectory", "The split 'train' from 3 to 2 is empty"),
