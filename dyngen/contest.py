@@ -22,6 +22,7 @@ from rich.table import Table
 from dyngen.report.contest_table import contest_markdown
 from dyngen.report.figures import score_figures
 from dyngen.report.provenance import machine
+from dyngen.report.summary import by_variable
 from dyngen.stages import Stage, read_stages, run_stages, seconds_table
 
 CONTEST = "contest.yaml"
@@ -268,20 +269,35 @@ def _write_page(
 
 
 def _summary(reports: Sequence[Path]) -> dict[str, Any]:
-    """Figures of all seeds: means, with the spread between trainings beside them."""
-    runs = []
-    for folder in reports:
-        scores = xr.open_dataset(folder / "scores.nc", engine="h5netcdf").load().isel(variable=0)
-        runs.append((json.loads((folder / "summary.json").read_text()), scores))
-    names = list(runs[0][0]["crps"])
-    systems = {name: _of_system(name, runs) for name in names}
-    truth = [summary["autocorrelation"].get("truth", {}) for summary, _ in runs]
-    return {
-        "systems": systems,
-        "truth": {"autocorrelation": _mean(truth)},
-        "machine": machine(),
-        "seed": list(range(len(reports))),
-    }
+    """Figures of all seeds: means, with the spread between trainings beside them.
+
+    Those of the first variable are `systems` and `truth`; where there are several, `variables` has
+    the same of each.
+    """
+    known = [
+        (
+            json.loads((folder / "summary.json").read_text()),
+            xr.load_dataset(folder / "scores.nc", engine="h5netcdf"),
+        )
+        for folder in reports
+    ]
+    variables = {}
+    for number, name in enumerate(str(v) for v in known[0][1]["variable"].values):
+        runs = [
+            (
+                {"costs": told.get("costs", {})} | by_variable(told, name)[name],
+                of.isel(variable=number),
+            )
+            for told, of in known
+        ]
+        truth = [summary["autocorrelation"].get("truth", {}) for summary, _ in runs]
+        variables[name] = {
+            "systems": {system: _of_system(system, runs) for system in runs[0][0]["crps"]},
+            "truth": {"autocorrelation": _mean(truth)},
+        }
+    first = next(iter(variables.values()))
+    several = {"variables": variables} if len(variables) > 1 else {}
+    return first | several | {"machine": machine(), "seed": list(range(len(reports)))}
 
 
 def _of_system(name: str, runs: Sequence[tuple[dict[str, Any], xr.Dataset]]) -> dict[str, Any]:

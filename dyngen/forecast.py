@@ -173,7 +173,7 @@ def _room(data: ClimateCubeDataModule, split: str, count: int, history: int) -> 
     They do not depend on the steps asked for: a rollout that is extended starts where it did.
     """
     shortest = min(stop - start for start, stop in data.split(split).runs) // data.frame_stride
-    room = min(shortest // 4, ROOM)
+    room = min(shortest // 2, ROOM)
     try:
         data.initial_places(split, count, history, room)
     except DataError:

@@ -63,8 +63,11 @@ class TimeConsistencyDiscriminator(CubeModule):
         score_matching_weight: Weight of denoising likelihood score matching; 0 is the plain
             classifier of the paper.
         forecast_weight: Weight of the forecast's square error.
-        forecast_spread: s, the standard deviation of the forecast's error, of a logit that begins
-            from the ratio of densities; None begins from 0.
+        forecast_spread: s, the standard deviation of the forecast's error, or one for each channel,
+            of a logit that begins from the ratio of densities; None begins from 0.
+        ratio_level: Noise level below which the image model alone is the better start, since the
+            forecast's errors are smooth and the Gaussian takes them for white: the ratio is
+            multiplied by `sigma^2 / (sigma^2 + ratio_level^2)`.
         score_matching_windows: How many windows of a batch have score matching and cross-entropy;
             None is all. The forecast, much the cheaper, is trained on every one.
         noise: Distribution of the noise levels trained on; it must cover the sampling range.
@@ -84,7 +87,8 @@ class TimeConsistencyDiscriminator(CubeModule):
         cross_entropy_weight: float = 1.0,
         score_matching_weight: float = 1.0,
         forecast_weight: float = 3.0,
-        forecast_spread: float | None = None,
+        forecast_spread: float | list[float] | None = None,
+        ratio_level: float = 0.0,
         score_matching_windows: int | None = None,
         noise: LogNormalNoise | LogUniformNoise | None = None,
         history_noise: float = 0.0,
@@ -108,8 +112,11 @@ class TimeConsistencyDiscriminator(CubeModule):
                 "positive weight, or there is nothing to train."
             )
         if forecast_spread is not None:
-            if not forecast_spread > 0:
+            spreads = forecast_spread if isinstance(forecast_spread, list) else [forecast_spread]
+            if not min(spreads) > 0:
                 raise ValueError(f"forecast_spread is {forecast_spread}; it must be positive.")
+            if ratio_level < 0:
+                raise ValueError(f"ratio_level is {ratio_level}; it must not be negative.")
             if not hasattr(discriminator, "forecast"):
                 raise ValueError(
                     f"forecast_spread is {forecast_spread}, but {type(discriminator).__name__} has "
@@ -126,6 +133,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         self.score_matching_weight = score_matching_weight
         self.forecast_weight = forecast_weight
         self.forecast_spread = forecast_spread
+        self.ratio_level = ratio_level
         self.score_matching_windows = score_matching_windows
         self.noise = noise or LogNormalNoise(-0.5, 1.4)
         self.history_noise = history_noise
@@ -241,11 +249,13 @@ class TimeConsistencyDiscriminator(CubeModule):
         assert self.forecast_spread is not None
         forecast = forecast.detach().to(x.dtype)
         level = sigma.to(x.dtype).expand(len(x))
-        distance = (x - forecast).square().flatten(1).sum(1)
+        spread = torch.as_tensor(self.forecast_spread, device=x.device, dtype=x.dtype)
+        variance = align(level**2, x) + spread.view(-1, 1, 1) ** 2
+        of_forecast = -((x - forecast).square() / (2 * variance)).flatten(1).sum(1)
         of_images = log_density_ratio(
             self.denoiser, x, level, forecast, **self._of_image_model(context)
         )
-        return -distance / (2 * (level**2 + self.forecast_spread**2)) - of_images
+        return (of_forecast - of_images) * level**2 / (level**2 + self.ratio_level**2)
 
     def forecast(self, history: Tensor, context: Tensor | None = None) -> Tensor | None:
         """The frames (B, C, H, W) that the discriminator expects after histories (B, k, C, H, W).

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dyngen.report.cost_table import HEADINGS, cost_table
+from dyngen.report.summary import by_variable
 
 LEADS = ("1", "2", "5", "10", "20")
 OF_FREE_RUN = {
@@ -30,14 +31,27 @@ def contest_markdown(
         costs: By system, as `dyngen.report.cost_table` takes them.
         figures: Files beside the page.
     """
-    systems: Mapping[str, Any] = summary["systems"]
-    first = next(iter(systems))
-    leads = [lead for lead in LEADS if lead in systems[first]["crps"]]
     seeds, seconds = len(summary["seed"]), sum(summary["seconds"].values())
     parts = [
         f"# {title}",
         f"`{summary['command']}`: {seeds} training{'s' if seeds > 1 else ''} of each model, "
         f"{seconds / 60:.0f} minutes on {summary['machine']['processor']}.",
+    ]
+    for variable, of in by_variable(summary).items():
+        parts += [f"## {variable}"] if variable else []
+        parts += _scores(of["systems"])
+    if costs:
+        head, *rows = [list(HEADINGS), *cost_table(costs)]
+        parts += ["Costs:", _markdown(head, rows)]
+    parts += [f"![{name.rpartition('.')[0].replace('_', ' ')}]({name})" for name in figures]
+    return "\n\n".join(parts) + "\n"
+
+
+def _scores(systems: Mapping[str, Any]) -> list[str]:
+    """Tables of one variable, each with a line above it."""
+    first = next(iter(systems))
+    leads = [lead for lead in LEADS if lead in systems[first]["crps"]]
+    parts = [
         "Fair CRPS by lead:",
         _rows(
             ["system", *leads, "spread-skill at 1", f"at {leads[-1]}", "std ratio", "LSD (dB)"],
@@ -58,13 +72,9 @@ def contest_markdown(
         ),
     ]
     runs = {name: of["free_run"] for name, of in systems.items() if "free_run" in of}
-    if runs:
-        parts += ["Free runs:", _rows(["system", *OF_FREE_RUN], runs, _free_run)]
-    if costs:
-        head, *rows = [list(HEADINGS), *cost_table(costs)]
-        parts += ["Costs:", _markdown(head, rows)]
-    parts += [f"![{name.rpartition('.')[0].replace('_', ' ')}]({name})" for name in figures]
-    return "\n\n".join(parts) + "\n"
+    return parts + (
+        ["Free runs:", _rows(["system", *OF_FREE_RUN], runs, _free_run)] if runs else []
+    )
 
 
 def _free_run(of: Mapping[str, Any]) -> list[str]:

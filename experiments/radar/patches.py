@@ -6,7 +6,8 @@ Reflectivity is averaged (as a power, not in dB) over squares of 4 x 4 km; what 
 kept as decibels over that, no echo as 0. Of the squares of 32 x 32 cells that lie within coverage
 throughout, those are left where it rains in a tenth of the cells, and of these a few from the
 wettest to the driest: of the first event from overlapping ones, those in the north, apart from the
-others, to validate; of the second event from ones that hardly overlap.
+others, to validate; of the second event from ones that hardly overlap. In one event the wind blows
+from one side: films to train with are turned and mirrored, so that rain is seen to drift every way.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def patches(radar: xr.Dataset) -> xr.Dataset:
         if len(rainy) < count:
             raise SystemExit(f"The radar has {len(rainy)} squares to {split} with, not {count}.")
         rainy.sort(key=lambda film: -float(film.mean()))
-        films += [rainy[i] for i in np.linspace(0, len(rainy) - 1, count).astype(int)]
+        chosen = [rainy[i] for i in np.linspace(0, len(rainy) - 1, count).astype(int)]
+        films += [turned for film in chosen for turned in ways(film)] if split == "train" else chosen
     length = min(len(film) for film in films)
     minutes = np.arange(length) * 5.0
     return xr.Dataset(
@@ -61,8 +63,15 @@ def patches(radar: xr.Dataset) -> xr.Dataset:
             "x": ("x", np.arange(SIDE) * float(COARSE), {"units": "km"}),
         },
         {key: radar.attrs[key] for key in ("institution", "license") if key in radar.attrs}
-        | {"title": "Rain over Finland in squares, two events", "splits": str(COUNTS)},
+        | {"title": "Rain over Finland in squares, two events"},
     )
+
+
+def ways(film: np.ndarray) -> Iterator[np.ndarray]:
+    """A film (time, y, x) in its eight orientations."""
+    for mirrored in (film, film[..., ::-1]):
+        for quarters in range(4):
+            yield np.rot90(mirrored, quarters, axes=(1, 2))
 
 
 def coarse(reflectivity: xr.DataArray) -> np.ndarray:

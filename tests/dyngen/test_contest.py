@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import xarray as xr
 
 from dyngen import contest
+from dyngen.report.evaluate import evaluate
+from dyngen.report.summary import summarise
 
 
 @pytest.mark.parametrize("cube", ["data.zarr", ["data.zarr", "places.zarr"]])
@@ -34,3 +38,37 @@ def test_data_that_is_there_is_not_simulated(
     assert fit[fit.index("--data.init_args.path") + 1] == word
     assert roll[roll.index("--data.path") + 1] == word
     assert compare[compare.index("--reference") + 1] == "data.zarr"
+
+
+def test_every_variable_has_its_own_figures(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def frames(*dims: str, offset: float = 0.0) -> xr.Dataset:
+        sizes = {"initial": 6, "member": 4, "lead": 3, "time": 40, "lat": 4, "lon": 8}
+        shape = [sizes[dim] for dim in dims]
+        of = {name: (dims, offset + rng.normal(size=shape)) for name in ("pr", "ta")}
+        of["ta"] = (dims, 10 * of["ta"][1])
+        return xr.Dataset(of)
+
+    space = ("lat", "lon")
+    scores = evaluate(
+        {
+            "good": frames("initial", "member", "lead", *space),
+            "off": frames("initial", "member", "lead", *space, offset=2.0),
+        },
+        frames("initial", "lead", *space),
+        reference=frames("time", *space),
+        bootstrap=5,
+    )
+    scores.to_netcdf(tmp_path / "scores.nc", engine="h5netcdf")
+    costs = {"costs": {"good": {"parameters": 5}}}
+    (tmp_path / "summary.json").write_text(json.dumps(summarise(scores) | costs))
+    found = contest._summary([tmp_path])
+    assert list(found["variables"]) == ["pr", "ta"]
+    assert found["systems"] == found["variables"]["pr"]["systems"]
+    for name in ("pr", "ta"):
+        for system in ("good", "off"):
+            of = found["variables"][name]["systems"][system]
+            exact = scores["crps"].sel(variable=name, system=system).values
+            assert list(of["crps"].values()) == pytest.approx(exact.tolist())
+        assert found["variables"][name]["systems"]["good"]["parameters"] == 5

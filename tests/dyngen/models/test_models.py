@@ -260,6 +260,26 @@ def test_with_exact_parts_the_ratio_of_densities_guides_exactly(training: bool) 
     torch.testing.assert_close(change, log_ratio(other) - log_ratio(noisy), rtol=1e-3, atol=1e-2)
 
 
+def test_the_ratio_of_densities_fades_below_its_level_and_has_a_spread_for_each_channel() -> None:
+    rho, spread, level = 0.7, [0.3, 0.9], 0.5
+    model = TimeConsistencyDiscriminator(
+        Persistence(rho), forecast_spread=spread, ratio_level=level
+    )
+    model.denoiser = Gaussian()  # type: ignore[assignment]
+    history = torch.randn(4, 1, 2, 8, 8)
+    sigma = torch.tensor([0.02, 0.4, 1.0, 30.0])
+    s = column(sigma)
+    noisy = history[:, 0] + s * torch.randn(4, 2, 8, 8)
+    forecast = rho * history[:, 0]
+    variance = torch.tensor(spread).view(2, 1, 1) ** 2
+    of_forecast = forecast + variance / (variance + s**2) * (noisy - forecast)
+    of_images = model.denoiser(noisy, sigma)
+    share = s**2 / (s**2 + level**2)
+    _, guided = model.guided(noisy, sigma, history, of_images)
+    expected = share * of_forecast + (1 - share) * of_images
+    torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_score_matching_may_see_part_of_the_batch(
     batch: dict[str, Tensor], image_checkpoint: Path, logged: Log
 ) -> None:
@@ -560,6 +580,8 @@ def test_a_checkpoint_of_another_grid_is_refused(
         ({"cross_entropy_weight": -1.0}, "must not be negative"),
         ({"cross_entropy_weight": 0.0, "score_matching_weight": 0.0}, "are both 0"),
         ({"forecast_spread": 0.0}, "forecast_spread is 0.0; it must be positive"),
+        ({"forecast_spread": [0.1, -1.0]}, r"forecast_spread is \[0.1, -1.0\]"),
+        ({"forecast_spread": 0.1, "ratio_level": -1.0}, "ratio_level is -1.0; it must not"),
         ({"forecast_spread": 0.1}, "UNetEnergy has no forecast; leave it out"),
         ({"score_matching_windows": 1}, "score_matching_windows is 1; it must be 2 or more"),
     ],

@@ -49,3 +49,13 @@ def test_a_page_has_every_number_where_its_heading_says() -> None:
     assert free["drift of the mean per 1,000 steps"] == "0.02"
     assert cells(page, "ours", 3)["training FLOPs"] == "3 T"
     assert "![summary crps](summary_crps.svg)" in page
+
+
+def test_several_variables_have_a_heading_each() -> None:
+    warm = {"ours": {"crps": {"1": 7.0}, "spread_skill": {"1": 0.5}}}
+    summary = SUMMARY | {"variables": {"rain": {"systems": SUMMARY["systems"]},
+                                       "ta": {"systems": warm}}}  # fmt: skip
+    page = contest_markdown("a world: contest", summary, {}, [])
+    assert page.index("## rain") < page.index("| other one |") < page.index("## ta")
+    assert cells(page, "ours")["2"] == "0.2"
+    assert cells(page, "ours", 3)["1"] == "7"
