@@ -47,8 +47,9 @@ def discriminator_guidance(
     is ``E[x_0 | x_sigma, h]`` (Hess et al. 2025, arXiv 2505.09089).
 
     Args:
-        logit: ``(x (B, ...), sigma) -> (B,)``, each value depending on its own sample alone; see
-            :func:`value_and_gradient` for one that knows its own gradient.
+        logit: ``(x (B, ...), sigma) -> (B,)``, each value depending on its own sample alone. One
+            with a method ``gradient(x, sigma, denoised)`` is asked for that instead, given the
+            unguided estimate; see :func:`value_and_gradient` for other closed forms.
         scale: w; 1 is the principled value.
         interval: noise levels at which the term acts (Kynkäänniemi et al. 2024, arXiv 2404.07724);
             outside it the logit is not evaluated.
@@ -58,7 +59,11 @@ def discriminator_guidance(
         inside = within(sigma, interval)
         if scale == 0 or not bool(inside.any()):
             return torch.zeros_like(x)
-        _, gradient = value_and_gradient(logit, x, sigma)
+        closed_form = getattr(logit, "gradient", None)
+        if closed_form is not None:
+            gradient = closed_form(x, sigma, denoised)
+        else:
+            _, gradient = value_and_gradient(logit, x, sigma)
         return discriminator_correction(gradient, x, sigma, scale, interval)
 
     return term
@@ -105,7 +110,12 @@ def classifier_free_guidance(
 
 
 def log_density_ratio(
-    denoiser: DenoiserFunction, x: Tensor, sigma: Tensor, reference: Tensor, **conditioning: Any
+    denoiser: DenoiserFunction,
+    x: Tensor,
+    sigma: Tensor,
+    reference: Tensor,
+    denoised: Tensor | None = None,
+    **conditioning: Any,
 ) -> Tensor:
     """log p_sigma(x) - log p_sigma(reference), (B,), of the density that a denoiser stands for.
 
@@ -117,10 +127,14 @@ def log_density_ratio(
         x: (B, ...).
         sigma: noise level, a scalar or (B,).
         reference: like x.
+        denoised: the denoiser's estimate at x, if it is known already.
     """
     level = per_sample(sigma, x)
-    scores = [(denoiser(z, level, **conditioning) - z) / align(level**2, x) for z in (x, reference)]
-    return ((scores[0] + scores[1]) * (x - reference)).flatten(1).sum(1) / 2
+    if denoised is None:
+        denoised = denoiser(x, level, **conditioning)
+    there = denoiser(reference, level, **conditioning)
+    scores = ((denoised - x) + (there - reference)) / align(level**2, x)
+    return (scores * (x - reference)).flatten(1).sum(1) / 2
 
 
 def value_and_gradient(logit: Logit, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

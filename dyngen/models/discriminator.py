@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,9 @@ from dyngen.models.imported import (
     denoiser_from_state_dict,
 )
 
+# Small beside the other losses, whose share of a clipped gradient it must not take.
+LIKELIHOOD_WEIGHT = 0.1
+
 
 class TimeConsistencyDiscriminator(CubeModule):
     """A logit `l ~ log p(h | x_sigma) - log p(h)` that guides an image model at sampling time.
@@ -43,7 +46,9 @@ class TimeConsistencyDiscriminator(CubeModule):
     determines the logit's gradient and leaves an offset `b(h, sigma)` open; a discriminator with a
     method `offset(sigma, history)` has just that trained by cross-entropy, so that the two losses
     share the logit instead of pulling it two ways. One with a method `forecast(history, context)`
-    has the square error of that forecast besides, by which alone the forecast is trained.
+    has the square error of that forecast besides, by which alone the forecast is trained; and with
+    `learned` spread, a method `forecast_spread(forecast, history, context)` is trained to tell the
+    size of that error at each value, by the likelihood of a Gaussian.
 
     Since `l = log p(x | h) - log p(x)` up to a constant, a logit with a forecast m may begin from
     what is known of both densities already, and the discriminator learn no more than the rest:
@@ -64,7 +69,8 @@ class TimeConsistencyDiscriminator(CubeModule):
             classifier of the paper.
         forecast_weight: Weight of the forecast's square error.
         forecast_spread: s, the standard deviation of the forecast's error, or one for each channel,
-            of a logit that begins from the ratio of densities; None begins from 0.
+            of a logit that begins from the ratio of densities; `learned` takes what the
+            discriminator's `forecast_spread` tells of each value; None begins from 0.
         ratio_level: Noise level below which the image model alone is the better start, since the
             forecast's errors are smooth and the Gaussian takes them for white: the ratio is
             multiplied by `sigma^2 / (sigma^2 + ratio_level^2)`.
@@ -87,7 +93,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         cross_entropy_weight: float = 1.0,
         score_matching_weight: float = 1.0,
         forecast_weight: float = 3.0,
-        forecast_spread: float | list[float] | None = None,
+        forecast_spread: float | list[float] | Literal["learned"] | None = None,
         ratio_level: float = 0.0,
         score_matching_windows: int | None = None,
         noise: LogNormalNoise | LogUniformNoise | None = None,
@@ -111,17 +117,23 @@ class TimeConsistencyDiscriminator(CubeModule):
                 "cross_entropy_weight and score_matching_weight are both 0; give one of them a "
                 "positive weight, or there is nothing to train."
             )
-        if forecast_spread is not None:
+        if forecast_spread == "learned":
+            if getattr(discriminator, "spreader", None) is None:
+                raise ValueError(
+                    "forecast_spread is learned, but the discriminator has no network for it; give "
+                    "ForecastEnergy spread_widths, or a number here."
+                )
+        elif forecast_spread is not None:
             spreads = forecast_spread if isinstance(forecast_spread, list) else [forecast_spread]
             if not min(spreads) > 0:
                 raise ValueError(f"forecast_spread is {forecast_spread}; it must be positive.")
-            if ratio_level < 0:
-                raise ValueError(f"ratio_level is {ratio_level}; it must not be negative.")
             if not hasattr(discriminator, "forecast"):
                 raise ValueError(
                     f"forecast_spread is {forecast_spread}, but {type(discriminator).__name__} has "
                     "no forecast; leave it out, or use ForecastEnergy."
                 )
+        if ratio_level < 0:
+            raise ValueError(f"ratio_level is {ratio_level}; it must not be negative.")
         if score_matching_windows is not None and score_matching_windows < 2:
             raise ValueError(
                 f"score_matching_windows is {score_matching_windows}; it must be 2 or more, for a "
@@ -212,6 +224,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         history: Tensor,
         context: Tensor | None = None,
         forecast: Tensor | None = None,
+        denoised: Tensor | None = None,
     ) -> Tensor:
         """Logits (B,) of frames (B, C, H, W) at sigma (B,) after histories (B, k, C, H, W).
 
@@ -219,14 +232,16 @@ class TimeConsistencyDiscriminator(CubeModule):
             context: Static fields and forcing of the frames (B, C_context, H, W), which only
                 networks with `context_channels` see.
             forecast: What `forecast` gives for the histories, to spare its computation.
+            denoised: Likewise the image model's estimate at x.
         """
         if forecast is None:
             forecast = self.forecast(history, context)
-        logits = self._learned(x, sigma, history, context, forecast)
-        if self.forecast_spread is None:
+        spread = self._spread(forecast, history, context)
+        logits = self._learned(x, sigma, history, context, forecast, spread)
+        if spread is None:
             return logits
         assert forecast is not None
-        return logits + self._known(x, sigma, forecast, context)
+        return logits + self._known(x, sigma, forecast, spread, context, denoised)
 
     def _learned(
         self,
@@ -235,27 +250,69 @@ class TimeConsistencyDiscriminator(CubeModule):
         history: Tensor,
         context: Tensor | None,
         forecast: Tensor | None,
+        spread: Tensor | None,
     ) -> Tensor:
         """The discriminator's part of the logits (B,)."""
         beside = as_context(context if self.context_channels else None)
         if forecast is not None:
             beside["forecast"] = forecast
+        if self.forecast_spread == "learned":
+            assert spread is not None
+            beside["spread"] = spread
         logits: Tensor = self.discriminator(x, sigma, history, **beside)
         return logits
 
-    def _known(self, x: Tensor, sigma: Tensor, forecast: Tensor, context: Tensor | None) -> Tensor:
+    def _spread(
+        self, forecast: Tensor | None, history: Tensor, context: Tensor | None
+    ) -> Tensor | None:
+        """s, to be broadcast with frames (B, C, H, W), or None where the logit begins from 0."""
+        if self.forecast_spread is None:
+            return None
+        assert forecast is not None
+        if self.forecast_spread == "learned":
+            with torch.no_grad():
+                return self._learned_spread(forecast, history, context)
+        return forecast.new_tensor(self.forecast_spread).view(-1, 1, 1)
+
+    def _learned_spread(self, forecast: Tensor, history: Tensor, context: Tensor | None) -> Tensor:
+        known = as_context(context if self.context_channels else None)
+        network: Any = self.discriminator
+        spread: Tensor = network.forecast_spread(forecast, history, **known)
+        return spread
+
+    def _known(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        forecast: Tensor,
+        spread: Tensor,
+        context: Tensor | None,
+        denoised: Tensor | None = None,
+    ) -> Tensor:
         """The part (B,) known before training: a Gaussian about the forecast over the images'."""
         assert self.denoiser is not None
-        assert self.forecast_spread is not None
         forecast = forecast.detach().to(x.dtype)
         level = sigma.to(x.dtype).expand(len(x))
-        spread = torch.as_tensor(self.forecast_spread, device=x.device, dtype=x.dtype)
-        variance = align(level**2, x) + spread.view(-1, 1, 1) ** 2
+        variance = align(level**2, x) + spread.to(x.dtype) ** 2
         of_forecast = -((x - forecast).square() / (2 * variance)).flatten(1).sum(1)
         of_images = log_density_ratio(
-            self.denoiser, x, level, forecast, **self._of_image_model(context)
+            self.denoiser, x, level, forecast, denoised, **self._of_image_model(context)
         )
-        return (of_forecast - of_images) * level**2 / (level**2 + self.ratio_level**2)
+        return (of_forecast - of_images) * self._share(level)
+
+    def _known_gradient(
+        self, x: Tensor, sigma: Tensor, forecast: Tensor, spread: Tensor, denoised: Tensor
+    ) -> Tensor:
+        """The gradient of what `_known` approximates, like x: that of the images is their score."""
+        noise = align(sigma.to(x.dtype).expand(len(x)) ** 2, x)
+        of_forecast = (forecast.detach().to(x.dtype) - x) / (noise + spread.to(x.dtype) ** 2)
+        return (of_forecast - (denoised - x) / noise) * align(
+            self._share(noise.flatten() ** 0.5), x
+        )
+
+    def _share(self, level: Tensor) -> Tensor:
+        """How much of the ratio of densities counts at a noise level (B,)."""
+        return level**2 / (level**2 + self.ratio_level**2)
 
     def forecast(self, history: Tensor, context: Tensor | None = None) -> Tensor | None:
         """The frames (B, C, H, W) that the discriminator expects after histories (B, k, C, H, W).
@@ -280,17 +337,69 @@ class TimeConsistencyDiscriminator(CubeModule):
         """Logits (B,) and the guided estimate `D + sigma^2 grad l`, differentiable in training."""
         if forecast is None:
             forecast = self.forecast(history, context)
+        spread = self._spread(forecast, history, context)
         with torch.enable_grad():
-            noisy = noisy.detach().requires_grad_()
-            logits = self._learned(noisy, sigma, history, context, forecast)
-            (gradient,) = torch.autograd.grad(logits.sum(), noisy, create_graph=self.training)
-            if self.forecast_spread is not None:
-                assert forecast is not None
-                known = self._known(noisy, sigma, forecast, context)
-                # Nothing in it is trained: its gradient is a constant.
-                (constant,) = torch.autograd.grad(known.sum(), noisy)
-                logits, gradient = logits + known.detach(), gradient + constant
+            logits, gradient = self._with_gradient(
+                noisy, sigma, history, denoised, context, forecast, spread
+            )
+        if spread is not None:
+            assert forecast is not None
+            with torch.no_grad():  # nothing in it is trained
+                known = self._known(noisy, sigma, forecast, spread, context, denoised)
+            logits = logits + known
         return logits, denoised + align(sigma**2, noisy) * gradient
+
+    def logit_gradient(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        denoised: Tensor,
+        history: Tensor,
+        context: Tensor | None = None,
+        forecast: Tensor | None = None,
+    ) -> Tensor:
+        """The gradient of `logit` in x (B, C, H, W), for less than its value costs.
+
+        What the images contribute to it is their score, `(D - x) / sigma^2`, and so known from the
+        image model's estimate; `logit` takes their log-density from the same scores by a rule that
+        is exact for a Gaussian.
+
+        Args:
+            x: (B, C, H, W).
+            sigma: Noise level, (B,) or a scalar.
+            denoised: The image model's estimate D, like x.
+            history: Past frames (B, k, C, H, W).
+            context: As in `logit`.
+            forecast: Likewise.
+        """
+        if forecast is None:
+            forecast = self.forecast(history, context)
+        spread = self._spread(forecast, history, context)
+        with torch.inference_mode(False), torch.enable_grad():
+            noise = torch.as_tensor(sigma).detach().clone()
+            known = (noise, history, denoised.detach().clone(), context, forecast, spread)
+            _, gradient = self._with_gradient(x.clone(), *known)
+        return gradient.detach()
+
+    def _with_gradient(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        history: Tensor,
+        denoised: Tensor,
+        context: Tensor | None,
+        forecast: Tensor | None,
+        spread: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """What is learned of the logits (B,), and the gradient of the whole, like x."""
+        leaf = x.detach().requires_grad_()
+        learned = self._learned(leaf, sigma, history, context, forecast, spread)
+        (gradient,) = torch.autograd.grad(learned.sum(), leaf, create_graph=self.training)
+        if spread is None:
+            return learned, gradient
+        assert forecast is not None
+        known = self._known_gradient(x.detach(), sigma, forecast, spread, denoised.detach())
+        return learned, gradient + known
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Balanced cross-entropy plus score matching, on one noise level for each window."""
@@ -306,12 +415,18 @@ class TimeConsistencyDiscriminator(CubeModule):
             forecast_error = self.mean_square(forecast - clean).mean()
             loss = loss + self.forecast_weight * forecast_error
             self.log("train/forecast_error", forecast_error)
+            if self.forecast_spread == "learned":
+                spread = self._learned_spread(forecast, history, context)
+                size = (forecast - clean).detach() / spread
+                likelihood = (spread.log() + size.square() / 2).mean()
+                loss = loss + LIKELIHOOD_WEIGHT * likelihood
+                self.log("train/spread_likelihood", likelihood)
             forecast = forecast[:count].detach()
         clean, history = clean[:count], history[:count]
         context = None if context is None else context[:count]
+        with torch.no_grad():
+            denoised = self._denoise(noisy, sigma, context)
         if self.score_matching_weight:
-            with torch.no_grad():
-                denoised = self._denoise(noisy, sigma, context)
             positive, guided = self.guided(noisy, sigma, history, denoised, context, forecast)
             weight = self._weight(sigma)
             error = (weight * self.mean_square(guided - clean)).mean()
@@ -320,9 +435,11 @@ class TimeConsistencyDiscriminator(CubeModule):
             self.log("train/denoising_error", error, prog_bar=True)
             self.log("train/denoising_error_image_model", alone)
         else:
-            positive = self.logit(noisy, sigma, history, context, forecast)
+            positive = self.logit(noisy, sigma, history, context, forecast, denoised)
         if self.cross_entropy_weight:
-            cross_entropy = self._cross_entropy(positive, noisy, sigma, history, context, forecast)
+            cross_entropy = self._cross_entropy(
+                positive, noisy, sigma, history, context, forecast, denoised
+            )
             # Beside score matching per value, whose share of a clipped gradient it must not take.
             values = clean[0].numel() if self.score_matching_weight else 1
             loss = loss + self.cross_entropy_weight / values * cross_entropy
@@ -338,6 +455,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         history: Tensor,
         context: Tensor | None = None,
         forecast: Tensor | None = None,
+        denoised: Tensor | None = None,
     ) -> Tensor:
         """Balanced binary cross-entropy of logits (B,) and of those with another's history.
 
@@ -351,11 +469,11 @@ class TimeConsistencyDiscriminator(CubeModule):
         expected = None if forecast is None else other_histories(forecast)
         offset = getattr(self.discriminator, "offset", None)
         if offset is None or not self.score_matching_weight:
-            negative = self.logit(noisy, sigma, others, context, expected)
+            negative = self.logit(noisy, sigma, others, context, expected, denoised)
         else:
             with torch.no_grad():
                 known = positive - offset(sigma, history)
-                apart = self.logit(noisy, sigma, others, context, expected)
+                apart = self.logit(noisy, sigma, others, context, expected, denoised)
                 known_negative = apart - offset(sigma, others)
             positive = known + offset(sigma, history)
             negative = known_negative + offset(sigma, others)

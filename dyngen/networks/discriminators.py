@@ -131,6 +131,8 @@ class ForecastEnergy(UNetEnergy):
         forecast_widths: Feature channels of the forecast's U-Net, if they differ.
         spread: Error of the forecast to be expected, in standard deviations of the frames: the
             noise level below which it outweighs the noise.
+        spread_widths: Feature channels of a third U-Net, which learns the spread of each value
+            where and when it differs; it begins from `spread`. None: it is the same everywhere.
     """
 
     def __init__(
@@ -148,6 +150,7 @@ class ForecastEnergy(UNetEnergy):
         context_channels: int = 0,
         forecast_widths: Sequence[int] | None = None,
         spread: float = 0.1,
+        spread_widths: Sequence[int] | None = None,
     ) -> None:
         super().__init__(
             channels,
@@ -174,6 +177,21 @@ class ForecastEnergy(UNetEnergy):
             embedding,
             patch,
         )
+        self.spreader = (
+            None
+            if spread_widths is None
+            else UNet2d(
+                channels,
+                history_length * channels + context_channels,
+                spread_widths,
+                blocks,
+                (),
+                boundary,
+                dropout,
+                embedding,
+                patch,
+            )
+        )
 
     def forecast(self, history: Tensor, context: Tensor | None = None) -> Tensor:
         """The frame (B, C, H, W) that is to be expected after a history (B, k, C, H, W)."""
@@ -183,6 +201,21 @@ class ForecastEnergy(UNetEnergy):
         change = self.forecaster(last, label, torch.cat(beside, dim=1) if beside else None)
         return last + cast(Tensor, change.to(last.dtype))
 
+    def forecast_spread(
+        self, forecast: Tensor, history: Tensor, context: Tensor | None = None
+    ) -> Tensor:
+        """The standard deviation (B, C, H, W) to be expected of a forecast's error.
+
+        Where nothing learns it, it is `spread` throughout. Gradients stop at the forecast.
+        """
+        if self.spreader is None:
+            return forecast.new_full((), self.spread).expand_as(forecast)
+        beside = [history.flatten(1, 2), *([] if context is None else [context])]
+        label = forecast.new_zeros(len(forecast))
+        logarithm = self.spreader(forecast.detach(), label, torch.cat(beside, dim=1))
+        # Bounded, so that one wild value at the first steps cannot outweigh all others.
+        return self.spread * cast(Tensor, logarithm.to(forecast.dtype)).clamp(-4.0, 4.0).exp()
+
     def forward(
         self,
         x: Tensor,
@@ -190,20 +223,24 @@ class ForecastEnergy(UNetEnergy):
         history: Tensor,
         context: Tensor | None = None,
         forecast: Tensor | None = None,
+        spread: Tensor | None = None,
     ) -> Tensor:
         """Logits (B,) of noisy frames x (B, C, H, W) at sigma (B,), history (B, k, C, H, W).
 
         Args:
             context: Static fields and forcing of the frame (B, context_channels, H, W).
             forecast: What `forecast` gives for history and context, if it is known already.
+            spread: Likewise what `forecast_spread` gives; the logit does not train it.
         """
         sigma = sigma.to(x.dtype).expand(len(x))
         expected = self.forecast(history, context) if forecast is None else forecast
+        if spread is None:
+            spread = self.forecast_spread(expected, history, context)
         innovation = x - expected
         shape = (-1, 1, 1, 1)
         beside = [history.flatten(1, 2), expected, *([] if context is None else [context])]
         f = self.unet(
-            innovation * (sigma**2 + self.spread**2).rsqrt().view(shape),
+            innovation * (sigma.view(shape) ** 2 + spread.detach() ** 2).rsqrt(),
             sigma.log() / 4,
             torch.cat(beside, dim=1),
         ).to(x.dtype)

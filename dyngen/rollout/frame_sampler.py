@@ -37,6 +37,8 @@ from dyngen.rollout.randomness import FrameNoise
 
 Diagnostics = dict[str, Tensor]  # each (B,)
 
+CLOSED_FORMS = ("value_and_gradient", "gradient")  # of a logit; see dyngen.diffusion.guidance
+
 
 class FrameSampler(Protocol):
     """What a rollout asks of a model.
@@ -77,7 +79,8 @@ class GuidedFrameSampler:
     Args:
         denoiser: ``(x, sigma, **conditioning) -> denoised``, the unconditional image model.
         logit: ``(x, sigma, history, **conditioning) -> (B,)``; None samples unguided. One that has
-            a method ``value_and_gradient`` of the same arguments is asked for its own gradient.
+            a method ``value_and_gradient`` of the same arguments is asked for its own gradient, and
+            one with ``gradient(x, sigma, denoised, history, **conditioning)`` for no more than it.
         sigmas: (steps + 1,) noise levels, descending and ending in 0.
         history_length: k, the frames that the logit sees.
         forecast: ``(history, **conditioning) -> (B, C, H, W)``, what the logit's network expects,
@@ -377,14 +380,14 @@ def _clipped(denoiser: Callable[..., Tensor], bound: float | None) -> Callable[.
 
 
 class _Counted:
-    """A function that counts its calls; a closed-form gradient beside it stays reachable."""
+    """A function that counts its calls; closed forms of its gradient stay reachable."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.calls = 0
-        closed_form = getattr(function, "value_and_gradient", None)
-        if closed_form is not None:
-            self.value_and_gradient = partial(self._call, closed_form)
+        for name in CLOSED_FORMS:
+            if hasattr(function, name):
+                setattr(self, name, partial(self._call, getattr(function, name)))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(self.function, *args, **kwargs)
@@ -400,11 +403,11 @@ def _no_logit(x: Tensor, sigma: Tensor, history: Tensor, **conditioning: Tensor)
 
 
 def _given(logit: Callable[..., Any], **known: Any) -> Callable[..., Any]:
-    """The logit as a function of (x, sigma), and its closed-form gradient if it has one."""
+    """The logit as a function of (x, sigma), and closed forms of its gradient if it has any."""
     bound = partial(logit, **known)
-    closed_form = getattr(logit, "value_and_gradient", None)
-    if closed_form is not None:
-        bound.value_and_gradient = partial(closed_form, **known)  # type: ignore[attr-defined]
+    for name in CLOSED_FORMS:
+        if hasattr(logit, name):
+            setattr(bound, name, partial(getattr(logit, name), **known))
     return bound
 
 

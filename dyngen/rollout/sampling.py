@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -79,9 +80,10 @@ def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
     Args:
         model: Anything with a `denoiser`. With a `logit` and a `history_length` it is guided by
             that logit, which is handed what the model's `forecast`, if it has one, makes of the
-            history; with a `history_length` alone its denoiser is given the history, and makes
-            `block_length` frames at a time, or one where there is no such attribute; without
-            both, frames follow from nothing: an image model alone.
+            history, or by its `logit_gradient` where no more is needed; with a `history_length`
+            alone its denoiser is given the history, and makes `block_length` frames at a time, or
+            one where there is no such attribute; without both, frames follow from nothing: an
+            image model alone.
         sampling: The settings.
 
     Raises:
@@ -118,7 +120,7 @@ def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
         )
     return GuidedFrameSampler(
         _denoiser_of(model),
-        logit,
+        _logit_of(model),
         sigmas,
         history_length=history or 1,
         forecast=getattr(model, "forecast", None),
@@ -145,6 +147,16 @@ def _denoiser_of(model: Any) -> Callable[..., Tensor]:
         return denoiser(x, sigma, **conditioning)
 
     return without_context
+
+
+def _logit_of(model: Any) -> Callable[..., Tensor] | None:
+    """The model's logit, with its gradient beside it where the model knows that by itself."""
+    logit: Callable[..., Tensor] | None = getattr(model, "logit", None)
+    if logit is None or not hasattr(model, "logit_gradient"):
+        return logit
+    known = partial(logit)  # which can be given an attribute, as a method cannot
+    known.gradient = model.logit_gradient  # type: ignore[attr-defined]
+    return known
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -46,7 +46,9 @@ def patches(radar: xr.Dataset) -> xr.Dataset:
             raise SystemExit(f"The radar has {len(rainy)} squares to {split} with, not {count}.")
         rainy.sort(key=lambda film: -float(film.mean()))
         chosen = [rainy[i] for i in np.linspace(0, len(rainy) - 1, count).astype(int)]
-        films += [turned for film in chosen for turned in ways(film)] if split == "train" else chosen
+        if split == "train":
+            chosen = [turned for film in chosen for turned in ways(film)]
+        films += chosen
     length = min(len(film) for film in films)
     minutes = np.arange(length) * 5.0
     return xr.Dataset(

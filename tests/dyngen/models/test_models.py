@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from data_modules.errors import DataError
 from dyngen.callbacks.averaging import ExponentialMovingAverage
+from dyngen.diffusion.guidance import value_and_gradient
 from dyngen.diffusion.noise import LogUniformNoise
 from dyngen.models import ImageDDPM, TimeConsistencyDiscriminator
 from dyngen.models.checkpoints import load_model, read_checkpoint
@@ -249,6 +251,11 @@ def test_with_exact_parts_the_ratio_of_densities_guides_exactly(training: bool) 
     logits, guided = model.guided(noisy, sigma, history, model.denoiser(noisy, sigma))
     torch.testing.assert_close(guided, exact, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logits, model.logit(noisy, sigma, history))
+    _, slope = value_and_gradient(partial(model.logit, history=history), noisy, sigma)
+    denoised = model.denoiser(noisy, sigma)
+    by_itself = model.logit_gradient(noisy, sigma, denoised, history)
+    torch.testing.assert_close(s**2 * by_itself, s**2 * slope, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(denoised + s**2 * by_itself, guided)
 
     def log_ratio(x: Tensor) -> Tensor:
         conditional = torch.distributions.Normal(rho * history[:, 0], (spread**2 + s**2).sqrt())
@@ -277,6 +284,47 @@ def test_the_ratio_of_densities_fades_below_its_level_and_has_a_spread_for_each_
     share = s**2 / (s**2 + level**2)
     _, guided = model.guided(noisy, sigma, history, of_images)
     expected = share * of_forecast + (1 - share) * of_images
+    torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_learned_spread_tells_where_the_forecast_is_uncertain(
+    image_checkpoint: Path, logged: Log
+) -> None:
+    torch.manual_seed(0)
+    network = ForecastEnergy(2, 2, (8,), 1, spread=0.3, spread_widths=(16,))
+    model = TimeConsistencyDiscriminator(
+        network, str(image_checkpoint), forecast_spread="learned", learning_rate=1e-2
+    )
+    values = logged(model)
+    optimizer = torch.optim.Adam(network.spreader.parameters(), 1e-2)
+    for step in range(150):
+        history = torch.randn(16, 2, 2, 8, 8)
+        size = torch.where(history[:, :1, 0] > 0, 1.0, 0.1)  # known from the older frame
+        clean = history[:, 1] + size * torch.randn(16, 2, 8, 8)
+        optimizer.zero_grad()
+        model.training_step({"frames": torch.cat([history, clean[:, None]], 1)}, step).backward()
+        if step == 0:
+            assert all(p.grad is not None for p in network.spreader.parameters())
+        optimizer.step()
+    forecast = model.forecast(history)
+    assert forecast is not None
+    told = network.forecast_spread(forecast, history).detach()
+    error = (forecast - history[:, 1]).square().mean(1, keepdim=True).sqrt()
+    assert error.max() < 0.05  # the forecast is still persistence, whose error is the noise alone
+    wide, narrow = size.expand_as(told) == 1.0, size.expand_as(told) == 0.1
+    assert told[wide].median() == pytest.approx(1.0, rel=0.15)
+    assert told[narrow].median() == pytest.approx(0.1, rel=0.25)
+    exact = (math.log(1.0) + math.log(0.1) + 1) / 2
+    assert values["train/spread_likelihood"] == pytest.approx(exact, abs=0.3)
+    sigma = torch.tensor([0.2]).expand(16)
+    noisy = clean + 0.2 * torch.randn_like(clean)
+    with torch.no_grad():
+        denoised = model.denoiser(noisy, sigma)
+    logits, guided = model.eval().guided(noisy, sigma, history, denoised)
+    torch.testing.assert_close(logits, model.logit(noisy, sigma, history))
+    variance = told**2  # without a trained energy it is a Gaussian with that spread
+    assert not network.unet.out.conv.weight.any()
+    expected = forecast + variance / (variance + 0.04) * (noisy - forecast)
     torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -581,7 +629,8 @@ def test_a_checkpoint_of_another_grid_is_refused(
         ({"cross_entropy_weight": 0.0, "score_matching_weight": 0.0}, "are both 0"),
         ({"forecast_spread": 0.0}, "forecast_spread is 0.0; it must be positive"),
         ({"forecast_spread": [0.1, -1.0]}, r"forecast_spread is \[0.1, -1.0\]"),
-        ({"forecast_spread": 0.1, "ratio_level": -1.0}, "ratio_level is -1.0; it must not"),
+        ({"ratio_level": -1.0}, "ratio_level is -1.0; it must not"),
+        ({"forecast_spread": "learned"}, "the discriminator has no network for it"),
         ({"forecast_spread": 0.1}, "UNetEnergy has no forecast; leave it out"),
         ({"score_matching_windows": 1}, "score_matching_windows is 1; it must be 2 or more"),
     ],
