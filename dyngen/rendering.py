@@ -1,4 +1,4 @@
-"""`dyngen rendering`: train the renderer and its ablation on the garden, and measure them."""
+"""`dyngen rendering`: train the renderer and its ablations on the garden, and measure them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ from dyngen.report.rendering_page import rendering_markdown
 from dyngen.stages import Stage, read_stages, run_stages, seconds_table
 
 ABLATION: Mapping[str, tuple[str, ...]] = {
-    "single_scale": ("--model.init_args.scales", "1", "--model.init_args.importance", "learned"),
+    "single_scale": ("--model.init_args.scales", "1"),
+    "importance_by_motion": ("--model.init_args.importance", "motion"),
 }
 MORE = 10  # times as strong, a loop's guidance is tried too
 SPEED_SIZES = ((256, 160),)  # width and height, beside the clips' own
@@ -71,15 +72,15 @@ def rendering(
 ) -> None:
     """Train the renderer on the garden, and measure what it renders on held-out clips.
 
-    It is held against its ablation, splatting without a network, and the first frame repeated; with
-    the motion of the clips, and with motion that the latent diffusion samples. Interrupted, the
+    It is held against its ablations, splatting without a network, and the first frame repeated;
+    with the motion of the clips, and with motion that the latent diffusion samples. Interrupted, the
     same command goes on. What is in `out` already is not trained again.
 
     Args:
         experiment: Folder with `renderer.yaml` and the files of `dyngen garden`.
         out: Folder of the clips and of everything that is trained.
         results: Folder for `rendering.json`, `rendering.md` and its figures.
-        ablation: Train the renderer of a single scale with learned weights, too.
+        ablation: Train the renderer of a single scale, and that with the paper's importance, too.
         clips: Held-out clips to render.
         frames: Frames of each to score; by default all.
         loop_clips: Of these clips, how many to sample a loop for, too.
@@ -170,7 +171,7 @@ def measure(
 
     Args:
         data: The clips.
-        models: `renderer`, and perhaps `single_scale`.
+        models: `renderer`, and perhaps its ablations.
         sample: Motion for the picture of a clip; with a number, u, as a loop.
         clips: How many.
         frames: Of each; None for all.
@@ -292,7 +293,7 @@ def draw(
 
 
 def _stages(experiment: Path, out: Path, ablation: bool) -> list[Stage]:
-    """The clips, the models of motion, the renderer and its ablation."""
+    """The clips, the models of motion, the renderer and its ablations."""
     config = ("fit", "--config", str(experiment / "renderer.yaml"))
     stages = motion_stages(experiment, out, ablation=False)
     stages.append(Stage("renderer", "Train the renderer", config, folder=out))

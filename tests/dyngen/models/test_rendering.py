@@ -30,7 +30,7 @@ from dyngen.motion.loops import loop_closure
 from dyngen.motion.spectral_volume import displacement_frames
 from dyngen.motion.splatting import motion_importance
 from dyngen.networks.perceptual import WaveDistance
-from dyngen.rendering import rendering
+from dyngen.rendering import ABLATION, rendering
 from dyngen.rendering_results import (
     Clip,
     film_distances,
@@ -83,7 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = TrajectoryDataModule(write_motion(folder / "motion.zarr"), batch_size=8)
     paths = {
         name: folder / name / "checkpoints" / "last.ckpt"
-        for name in ("autoencoder", "spectral_ldm", "renderer", "single_scale")
+        for name in ("autoencoder", "spectral_ldm", "renderer", *ABLATION)
     }
     model = make("MotionAutoencoder", network=AUTOENCODER, terms=TERMS, learning_rate=0.01)
     fit(model, data, limit_val_batches=0).save_checkpoint(paths["autoencoder"])
@@ -91,8 +91,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fit(model, data, limit_val_batches=0).save_checkpoint(paths["spectral_ldm"])
     pairs = TrajectoryDataModule(folder / "motion.zarr", batch_size=4, pairs=True)
     for name, options in {
-        "renderer": {},
+        "renderer": {"importance": "learned"},
         "single_scale": {"scales": 1, "importance": "learned"},
+        "importance_by_motion": {"importance": "motion"},
     }.items():
         model = make("MotionRenderer", widths=[4, 6, 8], blocks=[1], warmup_steps=1, **options)
         fit(model, pairs, limit_val_batches=0).save_checkpoint(paths[name])
@@ -280,16 +281,19 @@ def test_all_that_is_asked_for_is_measured_and_drawn(
     command(clips=2, loop_clips=1, steps=2)
     assert [words[words.index("--config") + 1].rpartition("/")[2] for words in ran] == [
         *("autoencoder.yaml", "spectral_base.yaml", "spectral_ldm.yaml"),
-        *("renderer.yaml", "renderer.yaml"),
+        *("renderer.yaml", "renderer.yaml", "renderer.yaml"),
     ]
-    assert "--model.init_args.scales" not in ran[-2]
+    assert not any("scales" in word or "importance" in word for word in ran[-3])
+    assert " ".join(ran[-2]).endswith(
+        "--model.init_args.scales 1 --trainer.logger.init_args.version single_scale"
+    )
     assert " ".join(ran[-1]).endswith(
-        "--model.init_args.scales 1 --model.init_args.importance learned "
-        "--trainer.logger.init_args.version single_scale"
+        "--model.init_args.importance motion "
+        "--trainer.logger.init_args.version importance_by_motion"
     )
     results = tmp_path / "results"
     found = json.loads((results / "rendering.json").read_text())
-    systems = ["rendered", "single_scale", "direct_splatting", "repeat_first_frame"]
+    systems = ["rendered", *ABLATION, "direct_splatting", "repeat_first_frame"]
     assert list(found["psnr"]) == list(found["ssim"]) == systems
     perceptual, *distances = found["distances"]
     assert list(found["distances"][perceptual]) == systems
