@@ -73,8 +73,8 @@ def rendering(
     """Train the renderer on the garden, and measure what it renders on held-out clips.
 
     It is held against its ablations, splatting without a network, and the first frame repeated;
-    with the motion of the clips, and with motion that the latent diffusion samples. Interrupted, the
-    same command goes on. What is in `out` already is not trained again.
+    with the motion of the clips, and with motion that the latent diffusion samples. Interrupted,
+    the same command goes on. What is in `out` already is not trained again.
 
     Args:
         experiment: Folder with `renderer.yaml` and the files of `dyngen garden`.
