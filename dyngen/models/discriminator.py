@@ -224,6 +224,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         history: Tensor,
         context: Tensor | None = None,
         forecast: Tensor | None = None,
+        spread: Tensor | None = None,
         denoised: Tensor | None = None,
     ) -> Tensor:
         """Logits (B,) of frames (B, C, H, W) at sigma (B,) after histories (B, k, C, H, W).
@@ -232,11 +233,13 @@ class TimeConsistencyDiscriminator(CubeModule):
             context: Static fields and forcing of the frames (B, C_context, H, W), which only
                 networks with `context_channels` see.
             forecast: What `forecast` gives for the histories, to spare its computation.
+            spread: Likewise the spread of the forecast's error that `expectation` gives.
             denoised: Likewise the image model's estimate at x.
         """
         if forecast is None:
             forecast = self.forecast(history, context)
-        spread = self._spread(forecast, history, context)
+        if spread is None:
+            spread = self._spread(forecast, history, context)
         logits = self._learned(x, sigma, history, context, forecast, spread)
         if spread is None:
             return logits
@@ -272,7 +275,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         if self.forecast_spread == "learned":
             with torch.no_grad():
                 return self._learned_spread(forecast, history, context)
-        return forecast.new_tensor(self.forecast_spread).view(-1, 1, 1)
+        return forecast.new_tensor(self.forecast_spread).view(-1, 1, 1).expand_as(forecast)
 
     def _learned_spread(self, forecast: Tensor, history: Tensor, context: Tensor | None) -> Tensor:
         known = as_context(context if self.context_channels else None)
@@ -325,6 +328,13 @@ class TimeConsistencyDiscriminator(CubeModule):
         expected: Tensor = self.discriminator.forecast(history, **known)  # type: ignore[operator]
         return expected
 
+    def expectation(self, history: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
+        """What is the same at all noise levels of a frame, by the names of `logit`'s arguments."""
+        forecast = self.forecast(history, context)
+        spread = self._spread(forecast, history, context)
+        found = {"forecast": forecast, "spread": spread}
+        return {name: value for name, value in found.items() if value is not None}
+
     def guided(
         self,
         noisy: Tensor,
@@ -357,6 +367,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         history: Tensor,
         context: Tensor | None = None,
         forecast: Tensor | None = None,
+        spread: Tensor | None = None,
     ) -> Tensor:
         """The gradient of `logit` in x (B, C, H, W), for less than its value costs.
 
@@ -371,10 +382,12 @@ class TimeConsistencyDiscriminator(CubeModule):
             history: Past frames (B, k, C, H, W).
             context: As in `logit`.
             forecast: Likewise.
+            spread: Likewise.
         """
         if forecast is None:
             forecast = self.forecast(history, context)
-        spread = self._spread(forecast, history, context)
+        if spread is None:
+            spread = self._spread(forecast, history, context)
         with torch.inference_mode(False), torch.enable_grad():
             noise = torch.as_tensor(sigma).detach().clone()
             known = (noise, history, denoised.detach().clone(), context, forecast, spread)
@@ -435,7 +448,7 @@ class TimeConsistencyDiscriminator(CubeModule):
             self.log("train/denoising_error", error, prog_bar=True)
             self.log("train/denoising_error_image_model", alone)
         else:
-            positive = self.logit(noisy, sigma, history, context, forecast, denoised)
+            positive = self.logit(noisy, sigma, history, context, forecast, denoised=denoised)
         if self.cross_entropy_weight:
             cross_entropy = self._cross_entropy(
                 positive, noisy, sigma, history, context, forecast, denoised
@@ -469,11 +482,11 @@ class TimeConsistencyDiscriminator(CubeModule):
         expected = None if forecast is None else other_histories(forecast)
         offset = getattr(self.discriminator, "offset", None)
         if offset is None or not self.score_matching_weight:
-            negative = self.logit(noisy, sigma, others, context, expected, denoised)
+            negative = self.logit(noisy, sigma, others, context, expected, denoised=denoised)
         else:
             with torch.no_grad():
                 known = positive - offset(sigma, history)
-                apart = self.logit(noisy, sigma, others, context, expected, denoised)
+                apart = self.logit(noisy, sigma, others, context, expected, denoised=denoised)
                 known_negative = apart - offset(sigma, others)
             positive = known + offset(sigma, history)
             negative = known_negative + offset(sigma, others)

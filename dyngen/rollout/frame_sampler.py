@@ -84,7 +84,8 @@ class GuidedFrameSampler:
         sigmas: (steps + 1,) noise levels, descending and ending in 0.
         history_length: k, the frames that the logit sees.
         forecast: ``(history, **conditioning) -> (B, C, H, W)``, what the logit's network expects,
-            or None. It is computed once for each frame, and handed to the logit as ``forecast``.
+            or None. It is computed once for each frame, and handed to the logit as ``forecast``; a
+            mapping that has it by this name, and more, is handed over as it is.
         start: estimate or forecast: what the start from the history is an estimate of m by; see the
             top of this file.
         sampler: a name in `SAMPLERS`; by default heun, and ddim at eta = 1 with particles, which
@@ -112,7 +113,7 @@ class GuidedFrameSampler:
         sigmas: Tensor,
         *,
         history_length: int,
-        forecast: Callable[..., Tensor | None] | None = None,
+        forecast: Callable[..., Tensor | Mapping[str, Tensor] | None] | None = None,
         start: Literal["estimate", "forecast"] = "estimate",
         sampler: str | None = None,
         options: Mapping[str, Any] | None = None,
@@ -218,8 +219,10 @@ class GuidedFrameSampler:
         if self.forecast is None or (self.scale == 0 and self.particles == 1):
             return conditioning
         with _autocast(self.autocast, history.device):
-            forecast = self.forecast(history, **conditioning)
-        return conditioning if forecast is None else {**conditioning, "forecast": forecast}
+            found = self.forecast(history, **conditioning)
+        if found is None:
+            return conditioning
+        return {**conditioning, **(found if isinstance(found, Mapping) else {"forecast": found})}
 
     @property
     def starts_from_history(self) -> bool:
