@@ -22,8 +22,8 @@ from dyngen.rollout import open_rollout
 
 DAYS = 365.2425
 COMMAND = (
-    "python experiments/speedy/kills.py century.zarr twin.zarr --kills {kills} --within {within} "
-    "-- --config experiments/speedy/rollout.yaml; "
+    "python experiments/speedy/kills.py killed.zarr twin.zarr --kills {kills} --within {within} "
+    "-- --config experiments/speedy/rollout.yaml --compile false; "
     "dyngen rollout --config experiments/speedy/rollout.yaml --out century.zarr"
 )
 DRAWN = {
@@ -51,9 +51,9 @@ def century(run: Path, drift: Path, kills: Path) -> dict[str, Any]:
         "kills": len(killed["killed_after_steps"]),
         "killed_after_steps": killed["killed_after_steps"],
         "bytes_equal": killed["bytes_equal"],
-        "bytes_compared": f"all {killed['chunks_compared']} chunks of the first "
+        "bytes_compared": f"all {killed['chunks_compared']} chunks of a run of "
         f"{killed['steps_compared']} steps, within which all kills lie, with those of an "
-        "uninterrupted run of as many steps",
+        "uninterrupted run of as many",
         **_of_drift(drift / "drift.json"),
         "years_per_day": None if seconds is None else 86400 / DAYS / seconds,
         "machine": cost.get("machine") or machine(),
