@@ -30,6 +30,7 @@ from dyngen.models.imported import (
     denoiser_from_folder,
     denoiser_from_state_dict,
 )
+from dyngen.networks.discriminators import ForecastEnergy
 
 # Small beside the other losses, whose share of a clipped gradient it must not take.
 LIKELIHOOD_WEIGHT = 0.1
@@ -70,7 +71,8 @@ class TimeConsistencyDiscriminator(CubeModule):
         forecast_weight: Weight of the forecast's square error.
         forecast_spread: s, the standard deviation of the forecast's error, or one for each channel,
             of a logit that begins from the ratio of densities; `learned` takes what the
-            discriminator's `forecast_spread` tells of each value; None begins from 0.
+            discriminator's `forecast_spread` tells of each value; None begins from 0. Without
+            `learned`, a network for the spread (`spread_widths`) is left out: nothing trains it.
         ratio_level: Noise level below which the image model alone is the better start, since the
             forecast's errors are smooth and the Gaussian takes them for white: the ratio is
             multiplied by `sigma^2 / (sigma^2 + ratio_level^2)`.
@@ -132,6 +134,8 @@ class TimeConsistencyDiscriminator(CubeModule):
                     f"forecast_spread is {forecast_spread}, but {type(discriminator).__name__} has "
                     "no forecast; leave it out, or use ForecastEnergy."
                 )
+        if forecast_spread != "learned" and isinstance(discriminator, ForecastEnergy):
+            discriminator.spreader = None
         if ratio_level < 0:
             raise ValueError(f"ratio_level is {ratio_level}; it must not be negative.")
         if score_matching_windows is not None and score_matching_windows < 2:
@@ -236,10 +240,7 @@ class TimeConsistencyDiscriminator(CubeModule):
             spread: Likewise the spread of the forecast's error that `expectation` gives.
             denoised: Likewise the image model's estimate at x.
         """
-        if forecast is None:
-            forecast = self.forecast(history, context)
-        if spread is None:
-            spread = self._spread(forecast, history, context)
+        forecast, spread = self._expected(history, context, forecast, spread)
         logits = self._learned(x, sigma, history, context, forecast, spread)
         if spread is None:
             return logits
@@ -273,15 +274,25 @@ class TimeConsistencyDiscriminator(CubeModule):
             return None
         assert forecast is not None
         if self.forecast_spread == "learned":
-            with torch.no_grad():
-                return self._learned_spread(forecast, history, context)
+            known = as_context(context if self.context_channels else None)
+            network: Any = self.discriminator
+            spread: Tensor = network.forecast_spread(forecast, history, **known)
+            return spread
         return forecast.new_tensor(self.forecast_spread).view(-1, 1, 1).expand_as(forecast)
 
-    def _learned_spread(self, forecast: Tensor, history: Tensor, context: Tensor | None) -> Tensor:
-        known = as_context(context if self.context_channels else None)
-        network: Any = self.discriminator
-        spread: Tensor = network.forecast_spread(forecast, history, **known)
-        return spread
+    def _expected(
+        self,
+        history: Tensor,
+        context: Tensor | None,
+        forecast: Tensor | None = None,
+        spread: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The forecast and its spread, each computed where it is not given."""
+        if forecast is None:
+            forecast = self.forecast(history, context)
+        if spread is None:
+            spread = self._spread(forecast, history, context)
+        return forecast, spread
 
     def _known(
         self,
@@ -296,7 +307,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         assert self.denoiser is not None
         forecast = forecast.detach().to(x.dtype)
         level = sigma.to(x.dtype).expand(len(x))
-        variance = align(level**2, x) + spread.to(x.dtype) ** 2
+        variance = align(level**2, x) + spread.detach().to(x.dtype) ** 2
         of_forecast = -((x - forecast).square() / (2 * variance)).flatten(1).sum(1)
         of_images = log_density_ratio(
             self.denoiser, x, level, forecast, denoised, **self._of_image_model(context)
@@ -307,11 +318,11 @@ class TimeConsistencyDiscriminator(CubeModule):
         self, x: Tensor, sigma: Tensor, forecast: Tensor, spread: Tensor, denoised: Tensor
     ) -> Tensor:
         """The gradient of what `_known` approximates, like x: that of the images is their score."""
-        noise = align(sigma.to(x.dtype).expand(len(x)) ** 2, x)
-        of_forecast = (forecast.detach().to(x.dtype) - x) / (noise + spread.to(x.dtype) ** 2)
-        return (of_forecast - (denoised - x) / noise) * align(
-            self._share(noise.flatten() ** 0.5), x
-        )
+        level = sigma.to(x.dtype).expand(len(x))
+        noise = align(level**2, x)
+        variance = noise + spread.detach().to(x.dtype) ** 2
+        of_forecast = (forecast.detach().to(x.dtype) - x) / variance
+        return (of_forecast - (denoised - x) / noise) * align(self._share(level), x)
 
     def _share(self, level: Tensor) -> Tensor:
         """How much of the ratio of densities counts at a noise level (B,)."""
@@ -330,8 +341,7 @@ class TimeConsistencyDiscriminator(CubeModule):
 
     def expectation(self, history: Tensor, context: Tensor | None = None) -> dict[str, Tensor]:
         """What is the same at all noise levels of a frame, by the names of `logit`'s arguments."""
-        forecast = self.forecast(history, context)
-        spread = self._spread(forecast, history, context)
+        forecast, spread = self._expected(history, context)
         found = {"forecast": forecast, "spread": spread}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -343,11 +353,10 @@ class TimeConsistencyDiscriminator(CubeModule):
         denoised: Tensor,
         context: Tensor | None = None,
         forecast: Tensor | None = None,
+        spread: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits (B,) and the guided estimate `D + sigma^2 grad l`, differentiable in training."""
-        if forecast is None:
-            forecast = self.forecast(history, context)
-        spread = self._spread(forecast, history, context)
+        forecast, spread = self._expected(history, context, forecast, spread)
         with torch.enable_grad():
             logits, gradient = self._with_gradient(
                 noisy, sigma, history, denoised, context, forecast, spread
@@ -384,10 +393,7 @@ class TimeConsistencyDiscriminator(CubeModule):
             forecast: Likewise.
             spread: Likewise.
         """
-        if forecast is None:
-            forecast = self.forecast(history, context)
-        if spread is None:
-            spread = self._spread(forecast, history, context)
+        forecast, spread = self._expected(history, context, forecast, spread)
         with torch.inference_mode(False), torch.enable_grad():
             noise = torch.as_tensor(sigma).detach().clone()
             known = (noise, history, denoised.detach().clone(), context, forecast, spread)
@@ -423,24 +429,28 @@ class TimeConsistencyDiscriminator(CubeModule):
         sigma = self.noise.sample(len(clean[:count]), clean.device)
         noisy = clean[:count] + align(sigma, clean) * torch.randn_like(clean[:count])
         history = with_errors(history, self.history_noise)
-        forecast = self.forecast(history, context)
+        forecast, spread = self._expected(history, context)
         if forecast is not None:
             forecast_error = self.mean_square(forecast - clean).mean()
             loss = loss + self.forecast_weight * forecast_error
             self.log("train/forecast_error", forecast_error)
             if self.forecast_spread == "learned":
-                spread = self._learned_spread(forecast, history, context)
+                assert spread is not None
                 size = (forecast - clean).detach() / spread
                 likelihood = (spread.log() + size.square() / 2).mean()
                 loss = loss + LIKELIHOOD_WEIGHT * likelihood
                 self.log("train/spread_likelihood", likelihood)
             forecast = forecast[:count].detach()
+        if spread is not None:
+            spread = spread[:count].detach()
         clean, history = clean[:count], history[:count]
         context = None if context is None else context[:count]
         with torch.no_grad():
             denoised = self._denoise(noisy, sigma, context)
         if self.score_matching_weight:
-            positive, guided = self.guided(noisy, sigma, history, denoised, context, forecast)
+            positive, guided = self.guided(
+                noisy, sigma, history, denoised, context, forecast, spread
+            )
             weight = self._weight(sigma)
             error = (weight * self.mean_square(guided - clean)).mean()
             alone = (weight * self.mean_square(denoised - clean)).mean()
@@ -448,10 +458,10 @@ class TimeConsistencyDiscriminator(CubeModule):
             self.log("train/denoising_error", error, prog_bar=True)
             self.log("train/denoising_error_image_model", alone)
         else:
-            positive = self.logit(noisy, sigma, history, context, forecast, denoised=denoised)
+            positive = self.logit(noisy, sigma, history, context, forecast, spread, denoised)
         if self.cross_entropy_weight:
             cross_entropy = self._cross_entropy(
-                positive, noisy, sigma, history, context, forecast, denoised
+                positive, noisy, sigma, history, context, forecast, spread, denoised
             )
             # Beside score matching per value, whose share of a clipped gradient it must not take.
             values = clean[0].numel() if self.score_matching_weight else 1
@@ -468,25 +478,28 @@ class TimeConsistencyDiscriminator(CubeModule):
         history: Tensor,
         context: Tensor | None = None,
         forecast: Tensor | None = None,
+        spread: Tensor | None = None,
         denoised: Tensor | None = None,
     ) -> Tensor:
         """Balanced binary cross-entropy of logits (B,) and of those with another's history.
 
-        A history's forecast goes with it, and the context stays with its frame: the logit is then
-        `log p(h | x_sigma, context) - log p(h)` and its gradient in x_sigma what guidance needs.
+        A history's forecast and its spread go with it, and the context stays with its frame: the
+        logit is then `log p(h | x_sigma, context) - log p(h)` and its gradient in x_sigma what
+        guidance needs.
 
         Beside score matching it trains no more than the offset of a logit that has one: the rest
         of the logit has the right gradient already, and cross-entropy would only disturb it.
         """
         others = other_histories(history)
-        expected = None if forecast is None else other_histories(forecast)
+        other = (None if known is None else other_histories(known) for known in (forecast, spread))
+        expected = (*other, denoised)
         offset = getattr(self.discriminator, "offset", None)
         if offset is None or not self.score_matching_weight:
-            negative = self.logit(noisy, sigma, others, context, expected, denoised=denoised)
+            negative = self.logit(noisy, sigma, others, context, *expected)
         else:
             with torch.no_grad():
                 known = positive - offset(sigma, history)
-                apart = self.logit(noisy, sigma, others, context, expected, denoised=denoised)
+                apart = self.logit(noisy, sigma, others, context, *expected)
                 known_negative = apart - offset(sigma, others)
             positive = known + offset(sigma, history)
             negative = known_negative + offset(sigma, others)
@@ -501,14 +514,16 @@ class TimeConsistencyDiscriminator(CubeModule):
     def _validate(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         history, clean = self._split(batch)
         context = self._context(batch)
-        forecast = self.forecast(history, context)
+        forecast, spread = self._expected(history, context)
         noise = fixed_noise(clean, seed=batch_idx)
         total = torch.zeros((), device=self.device)
         for level in VALIDATION_SIGMAS:
             sigma = clean.new_full((len(clean),), level)
             noisy = clean + level * noise
             denoised = self._denoise(noisy, sigma, context)
-            positive, guided = self.guided(noisy, sigma, history, denoised, context, forecast)
+            positive, guided = self.guided(
+                noisy, sigma, history, denoised, context, forecast, spread
+            )
             negative = self.logit(noisy, sigma, other_histories(history), context)
             accuracy = ((positive > 0).float().mean() + (negative <= 0).float().mean()) / 2
             error = self.mean_square(guided - clean).mean()

@@ -83,9 +83,9 @@ class GuidedFrameSampler:
             one with ``gradient(x, sigma, denoised, history, **conditioning)`` for no more than it.
         sigmas: (steps + 1,) noise levels, descending and ending in 0.
         history_length: k, the frames that the logit sees.
-        forecast: ``(history, **conditioning) -> (B, C, H, W)``, what the logit's network expects,
-            or None. It is computed once for each frame, and handed to the logit as ``forecast``; a
-            mapping that has it by this name, and more, is handed over as it is.
+        expectation: ``(history, **conditioning) -> mapping``, what the logit's network makes of the
+            history, or None. It is computed once for each frame, and handed to the logit by its
+            names; ``forecast`` (B, C, H, W) among them is what sampling may start from.
         start: estimate or forecast: what the start from the history is an estimate of m by; see the
             top of this file.
         sampler: a name in `SAMPLERS`; by default heun, and ddim at eta = 1 with particles, which
@@ -113,7 +113,7 @@ class GuidedFrameSampler:
         sigmas: Tensor,
         *,
         history_length: int,
-        forecast: Callable[..., Tensor | Mapping[str, Tensor] | None] | None = None,
+        expectation: Callable[..., Mapping[str, Tensor]] | None = None,
         start: Literal["estimate", "forecast"] = "estimate",
         sampler: str | None = None,
         options: Mapping[str, Any] | None = None,
@@ -138,7 +138,7 @@ class GuidedFrameSampler:
         self.logit = logit
         self.sigmas = sigmas
         self.history_length = history_length
-        self.forecast = forecast
+        self.expectation = expectation
         self.start = start
         self.sampler, self.options = _choose_sampler(sampler, options or {}, particles)
         self.scale = scale if logit is not None else 0.0
@@ -216,13 +216,10 @@ class GuidedFrameSampler:
 
     def _seen(self, history: Tensor, conditioning: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the logit is given besides frame and history, the same at all noise levels."""
-        if self.forecast is None or (self.scale == 0 and self.particles == 1):
+        if self.expectation is None or (self.scale == 0 and self.particles == 1):
             return conditioning
         with _autocast(self.autocast, history.device):
-            found = self.forecast(history, **conditioning)
-        if found is None:
-            return conditioning
-        return {**conditioning, **(found if isinstance(found, Mapping) else {"forecast": found})}
+            return {**conditioning, **self.expectation(history, **conditioning)}
 
     @property
     def starts_from_history(self) -> bool:

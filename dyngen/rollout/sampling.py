@@ -79,11 +79,11 @@ def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
 
     Args:
         model: Anything with a `denoiser`. With a `logit` and a `history_length` it is guided by
-            that logit, which is handed what the model's `expectation` or `forecast`, if it has
-            one, makes of the history, or by its `logit_gradient` where no more is needed; with a
-            `history_length` alone its denoiser is given the history, and makes `block_length`
-            frames at a time, or one where there is no such attribute; without both, frames follow
-            from nothing: an image model alone.
+            that logit, which is handed what the model's `expectation`, if it has one, makes of the
+            history, or by its `logit_gradient` where no more is needed; with a `history_length`
+            alone its denoiser is given the history, and makes `block_length` frames at a time, or
+            one where there is no such attribute; without both, frames follow from nothing: an
+            image model alone.
         sampling: The settings.
 
     Raises:
@@ -123,7 +123,7 @@ def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
         _logit_of(model),
         sigmas,
         history_length=history or 1,
-        forecast=getattr(model, "expectation", getattr(model, "forecast", None)),
+        expectation=getattr(model, "expectation", None),
         start=sampling.start,
         sampler=name,
         options=sampling.options,

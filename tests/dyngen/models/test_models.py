@@ -328,6 +328,19 @@ def test_a_learned_spread_tells_where_the_forecast_is_uncertain(
     torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("spread", [None, 0.3])
+def test_a_network_for_the_spread_that_nothing_would_train_is_left_out(
+    batch: dict[str, Tensor], image_checkpoint: Path, logged: Log, spread: float | None
+) -> None:
+    network = awake(ForecastEnergy(2, 2, (8,), 1, spread=0.3, spread_widths=(16,)))
+    model = TimeConsistencyDiscriminator(network, str(image_checkpoint), forecast_spread=spread)
+    logged(model)
+    model.training_step(batch, 0).backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert trained
+    assert all(p.grad is not None for p in trained)  # as DDP asks
+
+
 def test_score_matching_may_see_part_of_the_batch(
     batch: dict[str, Tensor], image_checkpoint: Path, logged: Log
 ) -> None:

@@ -71,15 +71,15 @@ def test_a_start_from_the_forecast_spares_the_estimate_and_keeps_the_mean() -> N
     """The response to the history is linear here, and from its own mean exact: a h."""
     fields = world()
 
-    def forecast(history: Tensor) -> Tensor:
-        return fields.conditional_mean(history)
+    def expectation(history: Tensor) -> dict[str, Tensor]:
+        return {"forecast": fields.conditional_mean(history)}
 
     def logit(x: Tensor, sigma: Tensor, history: Tensor, forecast: Tensor) -> Tensor:
         return fields.logit(x, sigma, history)
 
     sigmas = edm_sigmas(64, sigma_min=0.02, sigma_max=2.0)
     drawn = GuidedFrameSampler(
-        fields.denoise, logit, sigmas, history_length=2, forecast=forecast, start="forecast"
+        fields.denoise, logit, sigmas, history_length=2, expectation=expectation, start="forecast"
     )
     before = history(fields)
     frames, figures = drawn(before, noise())
@@ -199,9 +199,9 @@ def test_the_forecast_is_made_once_and_handed_to_the_logit(particles: int) -> No
     calls: list[tuple[float, ...]] = []
     seen: set[tuple[float, ...]] = set()
 
-    def forecast(history: Tensor, season: Tensor) -> Tensor:
+    def expectation(history: Tensor, season: Tensor) -> dict[str, Tensor]:
         calls.append(tuple(season.tolist()))
-        return season[:, None, None, None].expand_as(history[:, -1])
+        return {"forecast": season[:, None, None, None].expand_as(history[:, -1])}
 
     def logit(
         x: Tensor, sigma: Tensor, history: Tensor, season: Tensor, forecast: Tensor
@@ -214,7 +214,7 @@ def test_the_forecast_is_made_once_and_handed_to_the_logit(particles: int) -> No
         return fields.denoise(x, sigma)
 
     guided = GuidedFrameSampler(
-        denoiser, logit, grid(3), history_length=2, particles=particles, forecast=forecast
+        denoiser, logit, grid(3), history_length=2, particles=particles, expectation=expectation
     )
     guided(history(fields), noise(), season=torch.tensor([1.0, 2.0, 3.0]))
     assert calls == [(1.0, 2.0, 3.0)]
