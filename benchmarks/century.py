@@ -5,8 +5,8 @@ its settings of the sampler (weights do not change the time, and are drawn at ra
 `write_rollout`: forcing by the calendar, guided sampling, physical units, the Zarr.
 
 - The peer is the image model alone through the same path, at as many noise levels.
-- The limit is what the networks alone take: as many evaluations of the image model, and values and
-  gradients of the logit, as a guided frame has, one after another and nothing else.
+- The limit is what the networks alone take: as many evaluations of the image model, and gradients
+  of the logit, as a guided frame has, one after another and nothing else.
 
 Then the same with an ensemble, all of whose members' years are counted: eight on a CPU, 64 on a
 GPU. Each is run in turn several times, the first time unrecorded; the medians are given.
@@ -36,7 +36,6 @@ from torch import Tensor, nn
 
 from data_modules.along import Along
 from dyngen.diffusion.denoiser import Denoiser
-from dyngen.diffusion.guidance import value_and_gradient
 from dyngen.models import TimeConsistencyDiscriminator
 from dyngen.rollout import Field, FrameSampler, Sampling, frame_sampler, write_rollout
 from dyngen.rollout.randomness import FrameNoise
@@ -181,7 +180,7 @@ def _description() -> dict[str, Any]:
 def _bare(
     model: Model, sampler: FrameSampler, members: int, device: torch.device
 ) -> Callable[[], object]:
-    """The networks alone: as many evaluations as the guided frames have, and the forecasts."""
+    """The networks alone: as many evaluations as the guided frames have, and the expectations."""
     along = Along(_description(), np.array(["2005-01-01"], dtype="datetime64[s]"))
     given = along.context()
     assert given is not None
@@ -197,17 +196,11 @@ def _bare(
     def evaluate() -> None:
         for _ in range(FRAMES):
             with torch.no_grad():
-                forecast = model.forecast(history, context)
+                known = model.expectation(history, context)
                 for _ in range(denoised):
-                    _denoise(model, x, sigma, context)
-            for _ in range(logits):
-                value_and_gradient(
-                    lambda x, sigma, known=forecast: model.logit(
-                        x, sigma, history, context, **({} if known is None else {"forecast": known})
-                    ),
-                    x,
-                    sigma,
-                )
+                    estimate = _denoise(model, x, sigma, context)
+                for _ in range(logits):
+                    model.logit_gradient(x, sigma, estimate, history, context, **known)
 
     bf16 = sampling().precision == "bf16"
 
