@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
@@ -34,13 +34,15 @@ def refused(sentence: str) -> Any:
     st.floats(1e-3, 1e3),
     st.floats(0.2, 1.0),
 )
+@example([5e-324, 1.0], "log", 1.0, 1.0)
 @settings(max_examples=60, deadline=None)
 def test_the_way_back_is_exact(values: list[float], kind: Any, scale: float, p: float) -> None:
     x = torch.tensor(values, dtype=torch.float64)
     transform = Transform(kind, scale, p)
     torch.testing.assert_close(transform.inverse(transform.forward(x)), x, rtol=1e-9, atol=1e-9)
     y = transform.forward(x)
-    assert torch.equal(y.sign(), x.sign())
+    normal = (x == 0) | (x.abs() > 1e-300)  # below that, processors may flush to 0
+    assert torch.equal(y[normal].sign(), x[normal].sign())
     order = x.argsort()
     assert (y[order].diff() >= 0).all()
 
