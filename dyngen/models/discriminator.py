@@ -68,6 +68,8 @@ class TimeConsistencyDiscriminator(CubeModule):
         cross_entropy_weight: Weight of the balanced binary cross-entropy.
         score_matching_weight: Weight of denoising likelihood score matching; 0 is the plain
             classifier of the paper.
+        contrastive_weight: Weight of InfoNCE over the frames of the batch (van den Oord et al.
+            2018, arXiv 1807.03748, equation 4).
         forecast_weight: Weight of the forecast's square error.
         forecast_spread: s, the standard deviation of the forecast's error, or one for each channel,
             of a logit that begins from the ratio of densities; `learned` takes what the
@@ -94,6 +96,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         image_model: str | None = None,
         cross_entropy_weight: float = 1.0,
         score_matching_weight: float = 1.0,
+        contrastive_weight: float = 0.0,
         forecast_weight: float = 3.0,
         forecast_spread: float | list[float] | Literal["learned"] | None = None,
         ratio_level: float = 0.0,
@@ -109,15 +112,16 @@ class TimeConsistencyDiscriminator(CubeModule):
         super().__init__(learning_rate, warmup_steps, weight_decay, area_weighted)
         if history_noise < 0:
             raise ValueError(f"history_noise is {history_noise}; it must not be negative.")
-        if min(cross_entropy_weight, score_matching_weight, forecast_weight) < 0:
+        weights = (cross_entropy_weight, score_matching_weight, contrastive_weight)
+        if min(*weights, forecast_weight) < 0:
             raise ValueError(
-                "cross_entropy_weight, score_matching_weight and forecast_weight must not be "
-                "negative."
+                "cross_entropy_weight, score_matching_weight, contrastive_weight and "
+                "forecast_weight must not be negative."
             )
-        if cross_entropy_weight == score_matching_weight == 0:
+        if not any(weights):
             raise ValueError(
-                "cross_entropy_weight and score_matching_weight are both 0; give one of them a "
-                "positive weight, or there is nothing to train."
+                "cross_entropy_weight, score_matching_weight and contrastive_weight are all 0; "
+                "give one of them a positive weight, or there is nothing to train."
             )
         if forecast_spread == "learned":
             if getattr(discriminator, "spreader", None) is None:
@@ -147,6 +151,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         self.discriminator = discriminator
         self.cross_entropy_weight = cross_entropy_weight
         self.score_matching_weight = score_matching_weight
+        self.contrastive_weight = contrastive_weight
         self.forecast_weight = forecast_weight
         self.forecast_spread = forecast_spread
         self.ratio_level = ratio_level
@@ -459,14 +464,18 @@ class TimeConsistencyDiscriminator(CubeModule):
             self.log("train/denoising_error_image_model", alone)
         else:
             positive = self.logit(noisy, sigma, history, context, forecast, spread, denoised)
+        # Beside score matching per value, whose share of a clipped gradient they must not take.
+        values = clean[0].numel() if self.score_matching_weight else 1
         if self.cross_entropy_weight:
             cross_entropy = self._cross_entropy(
                 positive, noisy, sigma, history, context, forecast, spread, denoised
             )
-            # Beside score matching per value, whose share of a clipped gradient it must not take.
-            values = clean[0].numel() if self.score_matching_weight else 1
             loss = loss + self.cross_entropy_weight / values * cross_entropy
             self.log("train/cross_entropy", cross_entropy, prog_bar=True)
+        if self.contrastive_weight:
+            contrastive = self._contrastive(clean, sigma, history, context, forecast, spread)
+            loss = loss + self.contrastive_weight / values * contrastive
+            self.log("train/contrastive", contrastive)
         self.log("train/loss", loss)
         return loss
 
@@ -504,6 +513,32 @@ class TimeConsistencyDiscriminator(CubeModule):
             positive = known + offset(sigma, history)
             negative = known_negative + offset(sigma, others)
         return (F.softplus(-positive) + F.softplus(negative)).mean() / 2
+
+    def _contrastive(
+        self,
+        clean: Tensor,
+        sigma: Tensor,
+        history: Tensor,
+        context: Tensor | None = None,
+        forecast: Tensor | None = None,
+        spread: Tensor | None = None,
+    ) -> Tensor:
+        """InfoNCE: which of the frames of a batch, all at its noise level, follows each history.
+
+        The candidates are frames and not histories, so that what stays open, an offset
+        `b(h, sigma)`, has no gradient in the frame; frames of other contexts count among them.
+        """
+        count = len(clean)
+
+        def each(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.repeat_interleave(count, 0)
+
+        levels = sigma.repeat_interleave(count)
+        candidates = clean.repeat(count, 1, 1, 1)
+        noisy = candidates + align(levels, candidates) * torch.randn_like(candidates)
+        seen = history.repeat_interleave(count, 0)
+        logits = self.logit(noisy, levels, seen, each(context), each(forecast), each(spread))
+        return F.cross_entropy(logits.view(count, count), torch.arange(count, device=clean.device))
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log, by noise level, accuracy and the denoising error with and without guidance."""

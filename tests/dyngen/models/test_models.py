@@ -145,6 +145,38 @@ def test_the_image_model_learns(image_checkpoint: Path) -> None:
 # The discriminator
 
 
+def test_infonce_is_the_share_of_the_right_frame_among_those_of_the_batch(
+    batch: dict[str, Tensor], image_checkpoint: Path, logged: Log
+) -> None:
+    model = discriminator(
+        image_checkpoint,
+        cross_entropy_weight=0.0,
+        score_matching_weight=0.0,
+        contrastive_weight=0.7,
+    )
+    values = logged(model)
+    torch.manual_seed(5)
+    loss = model.training_step(batch, 0)
+    torch.manual_seed(5)
+    history, clean = batch["frames"][:, :2], batch["frames"][:, 2]
+    sigma = model.noise.sample(6, "cpu")
+    torch.randn_like(clean)
+    noise = torch.randn(36, 2, 8, 8).view(6, 6, 2, 8, 8)
+    nce = torch.zeros((), dtype=torch.float64)
+    for i in range(6):
+        likely = torch.stack(
+            [
+                model.logit(
+                    (clean[j] + sigma[i] * noise[i, j])[None], sigma[i : i + 1], history[i : i + 1]
+                ).double().exp()[0]
+                for j in range(6)
+            ]
+        )
+        nce = nce - (likely[i] / likely.sum()).log() / 6
+    torch.testing.assert_close(loss, 0.7 * nce.float(), rtol=1e-4, atol=1e-5)
+    assert values["train/contrastive"] == pytest.approx(nce.item(), rel=1e-4)
+
+
 def test_the_discriminators_loss_is_cross_entropy_and_score_matching(
     batch: dict[str, Tensor], image_checkpoint: Path, logged: Log
 ) -> None:
@@ -639,7 +671,7 @@ def test_a_checkpoint_of_another_grid_is_refused(
     ("options", "sentence"),
     [
         ({"cross_entropy_weight": -1.0}, "must not be negative"),
-        ({"cross_entropy_weight": 0.0, "score_matching_weight": 0.0}, "are both 0"),
+        ({"cross_entropy_weight": 0.0, "score_matching_weight": 0.0}, "are all 0"),
         ({"forecast_spread": 0.0}, "forecast_spread is 0.0; it must be positive"),
         ({"forecast_spread": [0.1, -1.0]}, r"forecast_spread is \[0.1, -1.0\]"),
         ({"ratio_level": -1.0}, "ratio_level is -1.0; it must not"),
