@@ -47,11 +47,13 @@ class Training:
         config: Name of its configuration in the experiment's folder.
         name: Folder of its checkpoints, in place of what the configuration says.
         options: Options of `dyngen fit`, in place of what the configuration says.
+        after: Trainings that it waits for, by name; by default the first one.
     """
 
     config: str
     name: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    after: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Contest:
 
     Args:
         seeds: Trainings of each model.
-        models: What to train, in this order.
+        models: What to train; those that do not wait for each other may train side by side.
         systems: Those who compete; the first is what others are held against.
         forecasts: Arguments of `dyngen rollout` for the forecasts.
         free_run: Likewise for one long run.
@@ -100,6 +102,7 @@ def contest(
     results: Path | None = None,
     seeds: int | None = None,
     rules: str = CONTEST,
+    together: int | None = None,
 ) -> None:
     """Train every system, roll out, compare, and write down who is ahead.
 
@@ -112,6 +115,8 @@ def contest(
         seeds: Trainings of each model, in place of what `contest.yaml` says.
         rules: Another file than `contest.yaml`, such as `ablation.yaml`. Its figures go to a file
             of its name, `ablation.json`.
+        together: Trainings and rollouts that run side by side, each on its share of the cores; by
+            default as many as there are cores, at most four, or 1 with a GPU.
 
     Raises:
         ValueError: If the experiment's files are not there or are not understood.
@@ -126,7 +131,7 @@ def contest(
     trained = ", ".join(model.name or model.config for model in agreed.models)
     console.print(f"[bold]{name}[/]: {agreed.seeds} trainings of {trained}")
     stages = _stages(experiment, out, agreed, reports)
-    run_stages(out, stages, console)
+    run_stages(out, stages, console, together)
     summary = _summary(reports)
     chosen = "" if rules == CONTEST else f" --rules {rules}"
     summary["command"] = f"dyngen contest --experiment {experiment.as_posix()}{chosen}"
@@ -176,6 +181,7 @@ def _report(out: Path, seed: int, rules: str) -> Path:
 def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]) -> list[Stage]:
     stages = []
     path: str | list[str]
+    made_first: tuple[str, ...] = ()
     if rules.cube is None:
         path = str(out / "cube.zarr")
         stages.append(
@@ -189,6 +195,7 @@ def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]
                 Path(path).exists,
             )
         )
+        made_first = ("cube",)
     else:
         path = rules.cube if isinstance(rules.cube, str) else list(rules.cube)
     reference = path if isinstance(path, str) else path[0]
@@ -196,8 +203,13 @@ def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]
         folder = out / f"seed{seed}"
         stage = partial(Stage, folder=folder)
         data = _options({"data.init_args.path": path})
-        for model in rules.models:
+        trained = [f"seed{seed}/{model.name or model.config}" for model in rules.models]
+        for number, model in enumerate(rules.models):
             name = model.name or model.config
+            if model.after is None:
+                waits = tuple(trained[:1] if number else ())
+            else:
+                waits = tuple(f"seed{seed}/{other}" for other in model.after)
             options = dict(model.options)
             if model.name:
                 options["trainer.logger.init_args.version"] = model.name
@@ -207,9 +219,10 @@ def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]
                     f"seed{seed}/{name}",
                     f"Train {name.replace('_', ' ')}, seed {seed}",
                     ("fit", *config, *data, "--seed_everything", str(seed), *_options(options)),
+                    after=made_first + waits,
                 )
             )
-        made = []
+        made, rollouts = [], []
         for name, system in rules.systems.items():
             checkpoint = folder / system.model / "checkpoints" / "last.ckpt"
             common = ("rollout", "--model", str(checkpoint), *_options({"data.path": path}))
@@ -220,12 +233,14 @@ def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]
             for kind, sizes in kinds:
                 store = folder / f"{name}_{kind}.zarr"
                 made.append(f"{name}={store}")
+                rollouts.append(f"seed{seed}/{name}_{kind}")
                 stages.append(
                     stage(
-                        f"seed{seed}/{name}_{kind}",
+                        rollouts[-1],
                         f"Roll out {name.replace('_', ' ')}, {kind.replace('_', ' ')}, seed {seed}",
                         (*common, "--out", str(store), *how, *_options(sizes)),
                         store.exists,
+                        after=tuple(trained),
                     )
                 )
         report = reports[seed]
@@ -238,6 +253,7 @@ def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]
                     *_options(rules.compare),
                 ),
                 (report / "report.html").exists,
+                after=tuple(rollouts),
             )
         )
     return stages

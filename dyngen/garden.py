@@ -49,6 +49,7 @@ def garden(
     flow_clips: int = 4,
     videos: list[Path] | None = None,
     device: str = "auto",
+    together: int | None = None,
 ) -> None:
     """Train the models of motion on the garden, and measure them on held-out clips.
 
@@ -65,6 +66,7 @@ def garden(
         flow_clips: Clips whose motion is estimated by optical flow, and held against the truth.
         videos: Real films whose motion is extracted, made into spectral volumes, and back.
         device: To sample on: cpu, cuda, or auto.
+        together: Trainings that run side by side, as in `dyngen contest`.
 
     Raises:
         ValueError: If the experiment's files are not there.
@@ -73,7 +75,7 @@ def garden(
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
     console.print(f"[bold]garden[/], into {out}")
-    run_stages(out, motion_stages(experiment, out, ablation), console)
+    run_stages(out, motion_stages(experiment, out, ablation), console, together)
     models = {"coordinated": "spectral_ldm", "independent": "spectral_base"}
     models |= {name: name for name in ABLATION} if ablation else {}
     console.print("\n[bold]Measure[/]")
@@ -128,8 +130,9 @@ def motion_stages(experiment: Path, out: Path, ablation: bool) -> list[Stage]:
     clips = out / "motion.zarr"
     stage = partial(Stage, folder=out)
 
-    def fit(name: str, config: str, title: str, *options: str) -> Stage:
-        return stage(name, title, ("fit", "--config", str(experiment / f"{config}.yaml"), *options))
+    def fit(name: str, config: str, title: str, after: str, *options: str) -> Stage:
+        words = ("fit", "--config", str(experiment / f"{config}.yaml"), *options)
+        return stage(name, title, words, after=(after,))
 
     stages = [
         stage(
@@ -141,14 +144,24 @@ def motion_stages(experiment: Path, out: Path, ablation: bool) -> list[Stage]:
             ),
             clips.exists,
         ),
-        fit("autoencoder", "autoencoder", "Train the autoencoder of spectral terms"),
-        fit("spectral_base", "spectral_base", "Train the latent diffusion, terms independent"),
-        fit("spectral_ldm", "spectral_ldm", "Train the attention that coordinates the terms"),
+        fit("autoencoder", "autoencoder", "Train the autoencoder of spectral terms", "simulate"),
+        fit(
+            "spectral_base",
+            "spectral_base",
+            "Train the latent diffusion, terms independent",
+            "autoencoder",
+        ),
+        fit(
+            "spectral_ldm",
+            "spectral_ldm",
+            "Train the attention that coordinates the terms",
+            "spectral_base",
+        ),
     ]
     for name, options in ABLATION.items() if ablation else ():
         apart = ("--trainer.logger.init_args.version", name)
         title = f"Train the latent diffusion again: {name.replace('_', ' ')}"
-        stages.append(fit(name, "spectral_base", title, *options, *apart))
+        stages.append(fit(name, "spectral_base", title, "autoencoder", *options, *apart))
     return [one for one in stages if one.name != "simulate" or not clips.exists()]
 
 

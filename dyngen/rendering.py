@@ -69,6 +69,7 @@ def rendering(
     features: Features = Features(),  # noqa: B008 (frozen)
     seed: int = 0,
     device: str = "auto",
+    together: int | None = None,
 ) -> None:
     """Train the renderer on the garden, and measure what it renders on held-out clips.
 
@@ -89,6 +90,7 @@ def rendering(
         features: What frames and windows are compared by; by default wavelet scattering.
         seed: Of the motion that is sampled.
         device: To render and sample on: cpu, cuda, or auto.
+        together: Trainings that run side by side, as in `dyngen contest`.
 
     Raises:
         ValueError: If the experiment's files are not there, or a number is out of range.
@@ -99,7 +101,7 @@ def rendering(
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
     console.print(f"[bold]rendering[/], into {out}")
-    run_stages(out, _stages(experiment, out, ablation), console)
+    run_stages(out, _stages(experiment, out, ablation), console, together)
     console.print("\n[bold]Measure[/]")
     names = ["renderer", *(ABLATION if ablation else ())]
     paths = {name: out / name / "checkpoints" / "last.ckpt" for name in names}
@@ -296,11 +298,12 @@ def _stages(experiment: Path, out: Path, ablation: bool) -> list[Stage]:
     """The clips, the models of motion, the renderer and its ablations."""
     config = ("fit", "--config", str(experiment / "renderer.yaml"))
     stages = motion_stages(experiment, out, ablation=False)
-    stages.append(Stage("renderer", "Train the renderer", config, folder=out))
+    fit = partial(Stage, folder=out, after=("simulate",))
+    stages.append(fit("renderer", "Train the renderer", config))
     for name, options in ABLATION.items() if ablation else ():
         apart = ("--trainer.logger.init_args.version", name)
         title = f"Train the renderer again: {name.replace('_', ' ')}"
-        stages.append(Stage(name, title, (*config, *options, *apart), folder=out))
+        stages.append(fit(name, title, (*config, *options, *apart)))
     return stages
 
 

@@ -40,6 +40,34 @@ def test_data_that_is_there_is_not_simulated(
     assert compare[compare.index("--reference") + 1] == "data.zarr"
 
 
+def test_what_waits_for_what(tmp_path: Path) -> None:
+    (tmp_path / "contest.yaml").write_text(
+        "seeds: 2\n"
+        "models: [image, discriminator, {config: video, after: []},\n"
+        "  {config: discriminator, name: again, after: [discriminator]}]\n"
+        "systems: {one: {model: image, sampling: {}}}\n"
+        "forecasts: {}\n"
+        "free_run: {}\n"
+    )
+    rules = contest.read_contest(tmp_path / "contest.yaml")
+    reports = [tmp_path / "seed0", tmp_path / "seed1"]
+    waits = {s.name: s.after for s in contest._stages(tmp_path, tmp_path, rules, reports)}
+    trained = ("image", "discriminator", "video", "again")
+    assert waits == {"cube": None} | {
+        f"seed{n}/{name}": after
+        for n in (0, 1)
+        for name, after in {
+            "image": ("cube",),
+            "discriminator": ("cube", f"seed{n}/image"),
+            "video": ("cube",),
+            "again": ("cube", f"seed{n}/discriminator"),
+            "one_forecast": tuple(f"seed{n}/{name}" for name in trained),
+            "one_free_run": tuple(f"seed{n}/{name}" for name in trained),
+            "compare": (f"seed{n}/one_forecast", f"seed{n}/one_free_run"),
+        }.items()
+    }
+
+
 def test_every_variable_has_its_own_figures(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 

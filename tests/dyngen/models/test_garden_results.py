@@ -130,7 +130,7 @@ def test_every_model_of_the_garden_is_trained_once_in_a_folder_of_its_own(
     ran: list[Sequence[str]] = []
     monkeypatch.setattr("dyngen.stages.run", ran.append)
     with pytest.raises(ValueError, match=r"motion\.zarr"):  # there are no clips to measure on
-        garden(ROOT / "experiments" / "garden", tmp_path / "out", tmp_path / "results")
+        garden(ROOT / "experiments" / "garden", tmp_path / "out", tmp_path / "results", together=1)
     assert [words[0] for words in ran] == ["simulate"] + ["fit"] * (3 + len(ABLATION))
     versions = [w[w.index("--trainer.logger.init_args.version") + 1] for w in ran[4:]]
     assert versions == list(ABLATION)

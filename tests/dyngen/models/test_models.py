@@ -168,7 +168,9 @@ def test_infonce_is_the_share_of_the_right_frame_among_those_of_the_batch(
             [
                 model.logit(
                     (clean[j] + sigma[i] * noise[i, j])[None], sigma[i : i + 1], history[i : i + 1]
-                ).double().exp()[0]
+                )
+                .double()
+                .exp()[0]
                 for j in range(6)
             ]
         )

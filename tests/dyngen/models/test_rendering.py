@@ -272,6 +272,7 @@ def command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
         tmp_path / "results",
         features=FEATURES,
         device="cpu",
+        together=1,
     )
 
 
@@ -350,6 +351,7 @@ def test_what_does_not_fit_gets_a_sentence(
         "experiment": ROOT / "experiments" / "garden",
         "out": folder,
         "results": tmp_path / "results",
+        "together": 1,
     }
     if "out" in change:
         change = {"out": tmp_path / change["out"]}
