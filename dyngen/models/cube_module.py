@@ -192,18 +192,29 @@ def unless_given(*names: str) -> list[str]:
     return [] if _given_hyperparameters.get() is not None else list(names)
 
 
-def with_errors(history: Tensor, largest: float) -> Tensor:
-    """Histories (B, k, C, H, W) with white noise, as a rollout's own have errors.
+def with_errors(history: Tensor, largest: float, change: float = 0.0) -> Tensor:
+    """Histories (B, k, C, H, W) with noise, as a rollout's own frames have errors.
 
     What a model makes of its own frames it never sees in training, and errors that it copies from
     frame to frame add up. Its standard deviation is drawn for each window between 0 and `largest`,
     so that a clean history is still trusted (Ho et al. 2021, arXiv 2106.15282, section 4;
     Sanchez-Gonzalez et al. 2020, arXiv 2002.09405).
+
+    Args:
+        largest: Largest standard deviation of white noise, which is another one on each frame.
+        change: Largest share of what changes from frame to frame in other windows of the batch:
+            errors shaped as those of a forecast are, which last from frame to frame and add up.
     """
-    if not largest:
-        return history
-    level = largest * torch.rand(len(history), device=history.device)
-    return history + align(level, history) * torch.randn_like(history)
+    disturbed = history
+    if largest:
+        level = largest * torch.rand(len(history), device=history.device)
+        disturbed = disturbed + align(level, history) * torch.randn_like(history)
+    if change and history.shape[1] > 1:
+        level = change * torch.rand(len(history), device=history.device)
+        shape = history[:, -1] - history[:, -2]
+        drawn = [shape[torch.randperm(len(shape), device=shape.device)] for _ in history[0]]
+        disturbed = disturbed + align(level, history) * torch.stack(drawn, 1).cumsum(1)
+    return disturbed
 
 
 def frame_context(network: Any, batch: dict[str, Tensor]) -> Tensor | None:

@@ -83,6 +83,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         noise: Distribution of the noise levels trained on; it must cover the sampling range.
         history_noise: Largest standard deviation of the noise on past frames in training, which
             keeps rollouts stable (see `with_errors`).
+        history_change: Likewise the largest share of other windows' change from frame to frame.
         reference: Checkpoint of a conditional model whose denoising error is logged beside.
         learning_rate: Peak learning rate.
         warmup_steps: Steps of linear warm-up.
@@ -103,6 +104,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         score_matching_windows: int | None = None,
         noise: LogNormalNoise | LogUniformNoise | None = None,
         history_noise: float = 0.0,
+        history_change: float = 0.0,
         reference: str | None = None,
         learning_rate: float = 1e-3,
         warmup_steps: int = 50,
@@ -110,8 +112,11 @@ class TimeConsistencyDiscriminator(CubeModule):
         area_weighted: bool = False,
     ) -> None:
         super().__init__(learning_rate, warmup_steps, weight_decay, area_weighted)
-        if history_noise < 0:
-            raise ValueError(f"history_noise is {history_noise}; it must not be negative.")
+        if min(history_noise, history_change) < 0:
+            raise ValueError(
+                f"history_noise is {history_noise} and history_change {history_change}; they must "
+                "not be negative."
+            )
         weights = (cross_entropy_weight, score_matching_weight, contrastive_weight)
         if min(*weights, forecast_weight) < 0:
             raise ValueError(
@@ -157,7 +162,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         self.ratio_level = ratio_level
         self.score_matching_windows = score_matching_windows
         self.noise = noise or LogNormalNoise(-0.5, 1.4)
-        self.history_noise = history_noise
+        self.history_noise, self.history_change = history_noise, history_change
         self.denoiser: Denoiser | None = None
         self.image_source: dict[str, Any] = {}
         self._image_model = image_model
@@ -433,7 +438,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         count = self.score_matching_windows
         sigma = self.noise.sample(len(clean[:count]), clean.device)
         noisy = clean[:count] + align(sigma, clean) * torch.randn_like(clean[:count])
-        history = with_errors(history, self.history_noise)
+        history = with_errors(history, self.history_noise, self.history_change)
         forecast, spread = self._expected(history, context)
         if forecast is not None:
             forecast_error = self.mean_square(forecast - clean).mean()

@@ -739,8 +739,25 @@ def test_histories_with_errors_are_noisier_by_a_level_of_each_windows_own() -> N
     assert 0.14 < level.mean() < 0.16  # uniform between 0 and 0.3
     assert level.min() < 0.01
     assert 0.27 < level.quantile(0.95) < 0.32
-    with pytest.raises(ValueError, match=r"history_noise is -0\.1; it must not be negative"):
+    with pytest.raises(ValueError, match=r"history_noise is -0\.1 .* must not be negative"):
         TimeConsistencyDiscriminator(UNetEnergy(2, 2, (8,), 1), history_noise=-0.1)
+
+
+def test_errors_shaped_as_the_flow_last_and_add_up() -> None:
+    torch.manual_seed(0)
+    history = torch.zeros(4000, 3, 1, 2, 2)
+    history[:, 2] = torch.randn(4000, 1, 1, 1)  # the change is the same at all places
+    history[:, 1] = 5.0
+    change = history[:, 2] - history[:, 1]
+    errors = with_errors(history, 0.0, 0.4) - history
+    assert (errors.flatten(2).diff(dim=2).abs() < 1e-5).all()  # shaped as the change
+    values = errors[:, :, 0, 0, 0]
+    share = 0.4**2 / 3 * change.square().mean().item()  # of a level drawn between 0 and 0.4
+    for frame in range(3):
+        assert values[:, frame].square().mean().item() == pytest.approx(
+            share * ((frame + 1) + 25 / 26 * frame * (frame + 1)), rel=0.1
+        )
+    assert torch.equal(with_errors(history[:, :1], 0.0, 0.4), history[:, :1])
 
 
 def test_a_model_of_ones_own_is_opened_by_its_class_path(
