@@ -204,6 +204,7 @@ def with_errors(history: Tensor, largest: float, change: float = 0.0) -> Tensor:
         largest: Largest standard deviation of white noise, which is another one on each frame.
         change: Largest share of what changes from frame to frame in other windows of the batch:
             errors shaped as those of a forecast are, which last from frame to frame and add up.
+            A history of one frame shows no change and has none.
     """
     disturbed = history
     if largest:
