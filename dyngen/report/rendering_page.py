@@ -40,9 +40,10 @@ def rendering_markdown(found: Mapping[str, Any], figures: Sequence[str]) -> str:
         f"## Loops\n\nOf {found['loop_clips']} films that are played again and again, the median; "
         f"motion sampled in {found['sampling']['steps']} steps with "
         f"w = {found['sampling']['guidance_scale']:g}, and that of the held-out clips, to the same "
-        f"frequencies. Guidance has u = {scales['with_guidance']:g}, more guidance u = "
-        f"{scales['with_more_guidance']:g}. A sum of a few frequencies repeats by itself; what "
-        "guidance lowers is how fast it goes, and how suddenly, where the film begins anew.",
+        f"frequencies. Guidance has u = {scales['with_guidance']:g}, less guidance, that of the "
+        f"paper, u = {scales['with_less_guidance']:g}. A sum of a few frequencies repeats by "
+        "itself; what guidance lowers is how fast it goes, and how suddenly, where the film begins "
+        "anew.",
         _loops(found),
         "## Speed\n\nFrames per second on this machine.",
         _speed(found),

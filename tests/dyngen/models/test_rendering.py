@@ -310,7 +310,7 @@ def test_all_that_is_asked_for_is_measured_and_drawn(
     for name in distances:
         assert list(found["distances"][name]) == [*systems, "sampled_motion"]
     assert len(found["by_frame"]["ssim"]["rendered"]) == found["frames"] == FRAMES
-    ways = ["without_guidance", "with_guidance", "with_more_guidance", "held_out"]
+    ways = ["without_guidance", "with_less_guidance", "with_guidance", "held_out"]
     assert list(found["loop_jump"]) == list(found["loop_closure"]) == ways
     assert list(found["frames_per_second"]) == [f"{WIDTH}x{HEIGHT}", "256x160"]
     assert found["training"]["renderer"]["steps"] == 3
