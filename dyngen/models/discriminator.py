@@ -30,7 +30,7 @@ from dyngen.models.imported import (
     denoiser_from_folder,
     denoiser_from_state_dict,
 )
-from dyngen.networks.discriminators import ForecastEnergy
+from dyngen.networks.discriminators import ForecastEnergy, UNetEnergy
 
 # Small beside the other losses, whose share of a clipped gradient it must not take.
 LIKELIHOOD_WEIGHT = 0.1
@@ -65,7 +65,8 @@ class TimeConsistencyDiscriminator(CubeModule):
         image_model: The frozen image model: a checkpoint of `ImageDDPM`, the folder of a
             `diffusers` unconditional U-Net, or a state_dict with the JSON file of its network's
             arguments beside it. It is copied into this model's own checkpoints.
-        cross_entropy_weight: Weight of the balanced binary cross-entropy.
+        cross_entropy_weight: Weight of the balanced binary cross-entropy. With 0 a discriminator's
+            `offset` stays as it begins; guidance and particles do not see it.
         score_matching_weight: Weight of denoising likelihood score matching; 0 is the plain
             classifier of the paper.
         contrastive_weight: Weight of InfoNCE over the frames of the batch (van den Oord et al.
@@ -145,6 +146,11 @@ class TimeConsistencyDiscriminator(CubeModule):
                 )
         if forecast_spread != "learned" and isinstance(discriminator, ForecastEnergy):
             discriminator.spreader = None
+        if not (cross_entropy_weight or contrastive_weight) and isinstance(
+            discriminator, UNetEnergy
+        ):
+            discriminator.history_features.requires_grad_(False)
+            discriminator.offset_of.requires_grad_(False)
         if ratio_level < 0:
             raise ValueError(f"ratio_level is {ratio_level}; it must not be negative.")
         if score_matching_windows is not None and score_matching_windows < 2:
@@ -367,16 +373,30 @@ class TimeConsistencyDiscriminator(CubeModule):
     ) -> tuple[Tensor, Tensor]:
         """Logits (B,) and the guided estimate `D + sigma^2 grad l`, differentiable in training."""
         forecast, spread = self._expected(history, context, forecast, spread)
-        with torch.enable_grad():
-            logits, gradient = self._with_gradient(
-                noisy, sigma, history, denoised, context, forecast, spread
-            )
+        logits, guided = self._guided(noisy, sigma, history, denoised, context, forecast, spread)
         if spread is not None:
             assert forecast is not None
             with torch.no_grad():  # nothing in it is trained
                 known = self._known(noisy, sigma, forecast, spread, context, denoised)
             logits = logits + known
-        return logits, denoised + align(sigma**2, noisy) * gradient
+        return logits, guided
+
+    def _guided(
+        self,
+        noisy: Tensor,
+        sigma: Tensor,
+        history: Tensor,
+        denoised: Tensor,
+        context: Tensor | None,
+        forecast: Tensor | None,
+        spread: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """What is learned of the logits (B,), and the guided estimate, which needs no more."""
+        with torch.enable_grad():
+            learned, gradient = self._with_gradient(
+                noisy, sigma, history, denoised, context, forecast, spread
+            )
+        return learned, denoised + align(sigma**2, noisy) * gradient
 
     def logit_gradient(
         self,
@@ -458,16 +478,16 @@ class TimeConsistencyDiscriminator(CubeModule):
         with torch.no_grad():
             denoised = self._denoise(noisy, sigma, context)
         if self.score_matching_weight:
-            positive, guided = self.guided(
-                noisy, sigma, history, denoised, context, forecast, spread
-            )
+            # The logit's value costs two evaluations of the image model: for cross-entropy only.
+            guide = self.guided if self.cross_entropy_weight else self._guided
+            positive, guided = guide(noisy, sigma, history, denoised, context, forecast, spread)
             weight = self._weight(sigma)
             error = (weight * self.mean_square(guided - clean)).mean()
             alone = (weight * self.mean_square(denoised - clean)).mean()
             loss = loss + self.score_matching_weight * error
             self.log("train/denoising_error", error, prog_bar=True)
             self.log("train/denoising_error_image_model", alone)
-        else:
+        elif self.cross_entropy_weight:
             positive = self.logit(noisy, sigma, history, context, forecast, spread, denoised)
         # Beside score matching per value, whose share of a clipped gradient they must not take.
         values = clean[0].numel() if self.score_matching_weight else 1

@@ -362,12 +362,18 @@ def test_a_learned_spread_tells_where_the_forecast_is_uncertain(
     torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("spread", [None, 0.3])
-def test_a_network_for_the_spread_that_nothing_would_train_is_left_out(
-    batch: dict[str, Tensor], image_checkpoint: Path, logged: Log, spread: float | None
+@pytest.mark.parametrize("spread", [None, 0.3, "learned"])
+@pytest.mark.parametrize("cross_entropy", [0.0, 1.0])
+def test_networks_that_nothing_would_train_are_left_out(
+    batch: dict[str, Tensor], image_checkpoint: Path, logged: Log, spread: Any, cross_entropy: float
 ) -> None:
     network = awake(ForecastEnergy(2, 2, (8,), 1, spread=0.3, spread_widths=(16,)))
-    model = TimeConsistencyDiscriminator(network, str(image_checkpoint), forecast_spread=spread)
+    model = TimeConsistencyDiscriminator(
+        network,
+        str(image_checkpoint),
+        forecast_spread=spread,
+        cross_entropy_weight=cross_entropy,
+    )
     logged(model)
     model.training_step(batch, 0).backward()
     trained = [p for p in model.parameters() if p.requires_grad]
