@@ -66,7 +66,8 @@ class TimeConsistencyDiscriminator(CubeModule):
             `diffusers` unconditional U-Net, or a state_dict with the JSON file of its network's
             arguments beside it. It is copied into this model's own checkpoints.
         cross_entropy_weight: Weight of the balanced binary cross-entropy. With 0 a discriminator's
-            `offset` stays as it begins; guidance and particles do not see it.
+            `offset` stays as it begins: guidance and particles do not see it, but the sign of the
+            logit then classifies nothing.
         score_matching_weight: Weight of denoising likelihood score matching; 0 is the plain
             classifier of the paper.
         contrastive_weight: Weight of InfoNCE over the frames of the batch (van den Oord et al.
@@ -566,7 +567,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         return F.cross_entropy(logits.view(count, count), torch.arange(count, device=clean.device))
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Log, by noise level, accuracy and the denoising error with and without guidance."""
+        """Log, by noise level, the denoising error with and without guidance, and accuracy."""
         # Lightning validates in inference mode, whose tensors take no part in a gradient.
         with torch.inference_mode(False), torch.no_grad():
             self._validate({name: value.clone() for name, value in batch.items()}, batch_idx)
@@ -581,22 +582,24 @@ class TimeConsistencyDiscriminator(CubeModule):
             sigma = clean.new_full((len(clean),), level)
             noisy = clean + level * noise
             denoised = self._denoise(noisy, sigma, context)
-            positive, guided = self.guided(
-                noisy, sigma, history, denoised, context, forecast, spread
-            )
-            negative = self.logit(noisy, sigma, other_histories(history), context)
-            accuracy = ((positive > 0).float().mean() + (negative <= 0).float().mean()) / 2
-            error = self.mean_square(guided - clean).mean()
             name = f"sigma_{level:g}"
-            self.log(f"accuracy/{name}", accuracy)
+            known = (forecast, spread)
+            if self.cross_entropy_weight:  # else an offset is open, and 0 tells nothing apart
+                positive, guided = self.guided(noisy, sigma, history, denoised, context, *known)
+                negative = self.logit(noisy, sigma, other_histories(history), context)
+                accuracy = ((positive > 0).float().mean() + (negative <= 0).float().mean()) / 2
+                self.log(f"accuracy/{name}", accuracy)
+            else:
+                _, guided = self._guided(noisy, sigma, history, denoised, context, *known)
+            error = self.mean_square(guided - clean).mean()
             self.log(f"denoising_error/{name}", error)
             alone = self.mean_square(denoised - clean).mean()
             self.log(f"denoising_error_image_model/{name}", alone)
             for reference in self._reference:
                 network = getattr(getattr(reference, "denoiser", None), "network", None)
                 beside = frame_context(network, batch)
-                known = as_context(None if beside is None else beside[:, -1:])
-                conditional = reference.to(self.device).denoise(noisy, sigma, history, **known)
+                given = as_context(None if beside is None else beside[:, -1:])
+                conditional = reference.to(self.device).denoise(noisy, sigma, history, **given)
                 of_reference = self.mean_square(conditional - clean).mean()
                 self.log(f"denoising_error_reference/{name}", of_reference)
             total = total + error * self._weight(sigma).mean()

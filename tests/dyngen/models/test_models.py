@@ -145,6 +145,20 @@ def test_the_image_model_learns(image_checkpoint: Path) -> None:
 # The discriminator
 
 
+def test_without_cross_entropy_no_accuracy_is_told(
+    batch: dict[str, Tensor], image_checkpoint: Path, logged: Log
+) -> None:
+    told = {}
+    for weight in (1.0, 0.0):
+        model = discriminator(image_checkpoint, cross_entropy_weight=weight)
+        told[weight] = logged(model)
+        model.eval().validation_step(batch, 0)
+    assert {name for name in told[1.0] if name not in told[0.0]} == {
+        f"accuracy/sigma_{level:g}" for level in VALIDATION_SIGMAS
+    }
+    assert set(told[0.0]) < set(told[1.0])
+
+
 def test_infonce_is_the_share_of_the_right_frame_among_those_of_the_batch(
     batch: dict[str, Tensor], image_checkpoint: Path, logged: Log
 ) -> None:
