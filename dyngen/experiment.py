@@ -9,6 +9,7 @@ from typing import Any, cast
 from unittest.mock import patch
 
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf import OmegaConf
 
@@ -73,7 +74,9 @@ class ExperimentCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, counting what training costs, with one bar unless bars are switched off."""
         settings = self.config_init[self.subcommand].trainer
-        settings.callbacks = [*(settings.callbacks or []), TrainingCost()]
+        given = settings.callbacks or []  # a Trainer takes a single one too
+        given = given if isinstance(given, list) else [given]
+        settings.callbacks = [*given, TrainingCost()]
         if settings.get("enable_progress_bar") is not False:
             settings.callbacks = [*settings.callbacks, TrainingProgress()]
         return super().instantiate_trainer(**kwargs)
@@ -83,6 +86,13 @@ class ExperimentCLI(LightningCLI):
         super().instantiate_classes()
         if self._restored is not None and not_on_disk(self._restored):
             self.model.on_load_checkpoint(self._restored)
+        if self.subcommand != "fit" and self.config[self.subcommand].ckpt_path == "last":
+            keep = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+            if not any(callback._find_last_checkpoints(self.trainer) for callback in keep):
+                raise ValueError(  # Lightning would go on with an untrained model
+                    f"{self.subcommand} is to read the last checkpoint of its run, and there is "
+                    "none, or no callback and logger that know where: name the file, --ckpt_path."
+                )
 
     def before_instantiate_classes(self) -> None:
         """Refuse to continue a run with other settings."""

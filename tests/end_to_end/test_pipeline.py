@@ -130,6 +130,21 @@ def test_a_run_with_other_settings_is_not_continued(
     told.write_text(text)
 
 
+def test_the_last_checkpoint_is_read_or_missed_and_a_single_callback_will_do(
+    here: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = ["validate", "--config", str(shrunk("discriminator", tmp_path, 6))]
+    last += ["--trainer.callbacks", "dyngen.callbacks.LastCheckpoint"]
+    run(last)
+    assert "denoising_error/sigma_1 " in capsys.readouterr().out
+    for change in (
+        ("--trainer.logger.init_args.version", "nowhere"),
+        ("--trainer.logger", "false"),
+    ):
+        with pytest.raises(ValueError, match="is to read the last checkpoint of its run, and"):
+            run([*last, *change])
+
+
 def test_the_evaluation_writes_scores_of_every_system(
     here: Path, trained: Path, tmp_path: Path
 ) -> None:
