@@ -47,7 +47,7 @@ class Training:
         config: Name of its configuration in the experiment's folder.
         name: Folder of its checkpoints, in place of what the configuration says.
         options: Options of `dyngen fit`, in place of what the configuration says.
-        after: Trainings that it waits for, by name; by default the first one.
+        after: Trainings listed before it that it waits for, by name; by default the first one.
     """
 
     config: str
@@ -163,13 +163,24 @@ def read_contest(path: Path, seeds: int | None = None) -> Contest:
             Training(model) if isinstance(model, str) else Training(**model)
             for model in given.pop("models")
         ]
-        return Contest(
+        rules = Contest(
             models=models, systems=systems, **(given | ({"seeds": seeds} if seeds else {}))
         )
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} is not understood ({error}); see the one of turbulence."
         ) from error
+    before: list[str] = []
+    for model in models:
+        name = model.name or model.config
+        for other in model.after or ():
+            if other not in before:
+                raise ValueError(
+                    f"{path}: {name} waits for {other}, which is not trained before it; list it "
+                    "above, or leave it out of `after`."
+                )
+        before.append(name)
+    return rules
 
 
 def _report(out: Path, seed: int, rules: str) -> Path:

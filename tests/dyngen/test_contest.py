@@ -68,6 +68,16 @@ def test_what_waits_for_what(tmp_path: Path) -> None:
     }
 
 
+def test_a_training_waits_for_those_above_it_alone(tmp_path: Path) -> None:
+    rules = tmp_path / "contest.yaml"
+    rules.write_text(
+        "seeds: 1\nmodels: [image, {config: video, after: [audio]}]\nsystems: {}\n"
+        "forecasts: {}\nfree_run: {}\n"
+    )
+    with pytest.raises(ValueError, match="video waits for audio, which is not trained before it"):
+        contest.read_contest(rules)
+
+
 def test_every_variable_has_its_own_figures(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 
