@@ -14,7 +14,7 @@ from dyngen.rollout import Sampling
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
-RULES = ("contest", "ablation")
+RULES = ("contest", "ablation", "seeds")
 CONTESTS = [path for path in EXPERIMENTS if path.stem in RULES]
 CONFIGURATIONS = [path for path in EXPERIMENTS if path.stem not in RULES]
 IMAGE = ROOT / "experiments" / "turbulence" / "image.yaml"
