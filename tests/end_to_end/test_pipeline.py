@@ -325,7 +325,7 @@ def test_a_contest_trains_everyone_and_tells_who_is_ahead(
         "free_run: {members: 2, steps: 12}\n"
         "compare: {features: null, bootstrap: 50}\n"
     )
-    run([*contest, "--rules", "ablation.yaml"])
+    run([*contest, "--rules", "ablation.yaml", "--together", "1"])
     assert capsys.readouterr().out.count("done before") == 1 + 1 + 2
     ablation = json.loads((results / "ablation.json").read_text())
     assert set(ablation["systems"]) == {"guided", "plain", "persistence", "climatology"}
