@@ -94,7 +94,7 @@ def _measure(model: Model, device: torch.device, members: int, folder: Path) -> 
     count = iter(range(10**6))
 
     def rolling(sampler: FrameSampler) -> Callable[[], object]:
-        return lambda: _roll_out(sampler, members, device, folder / f"{next(count)}.zarr")
+        return lambda: _roll_out(sampler, members, device, folder / f"{members}-{next(count)}.zarr")
 
     tasks = {
         "ours": rolling(guided),
