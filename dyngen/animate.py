@@ -207,7 +207,8 @@ def sample_motion(
         loop_scale: u of the guidance of a loop.
 
     Raises:
-        ValueError: If the checkpoint is of another model or its clips have other proportions.
+        ValueError: If the checkpoint is of another model, its clips have other proportions, or the
+            guidance of a loop is so strong that it diverges.
     """
     model = load_model(checkpoint).to(image.device)
     if not isinstance(model, SpectralLDM) or model.cube is None:
@@ -230,6 +231,11 @@ def sample_motion(
     volume = model.sample(small, seed, guidance_scale=guidance_scale, **options)
     closure = loop_closure(volume, model.frames).item()
     log.info("its end is %.3g pixels and pixels per frame from its beginning", closure)
+    if loop and not closure < max(height, width):
+        raise ValueError(
+            f"With loop_scale = {loop_scale:g} the guidance of the loop diverged (its end is "
+            f"{closure:.3g} pixels from its beginning); give a smaller one."
+        )
     return Swaying(volume, model.frames, float(clips.get("fps", 30.0)))
 
 

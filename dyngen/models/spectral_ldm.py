@@ -23,7 +23,8 @@ from dyngen.motion.loops import loop_guidance
 from dyngen.networks.spectral_unet import SpectralUNet
 
 GUIDANCE_SCALE = 1.75
-# Ten times the paper's, whose latents have another scale: with 200 loops here close no better.
+# Ten times the paper's: motions of 128 x 80, whose latents have another scale and size, close no
+# better with 200. Far smaller ones may need less.
 LOOP_SCALE = 2000.0
 STEPS = 250
 FILES = ("autoencoder", "base")

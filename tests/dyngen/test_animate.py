@@ -250,13 +250,16 @@ def test_motion_is_sampled_by_its_seed(picture: Path, sampler: Path, tmp_path: P
 def test_a_loop_is_sampled_with_guidance(sampler: Path) -> None:
     image = torch.rand(1, 3, 8, 16) * 2 - 1
     options: dict[str, Any] = {"steps": 8, "guidance_scale": 0.0}
-    looped, plain = (sample_motion(sampler, image, loop=loop, **options) for loop in (True, False))
+    looped = sample_motion(sampler, image, loop=True, loop_scale=200.0, **options)
+    plain = sample_motion(sampler, image, **options)
     assert isinstance(looped, Swaying)
     assert looped.period == FRAMES
     closure, of_plain = (loop_closure(m.volume, FRAMES).item() for m in (looped, plain))
     assert closure < of_plain
     gently = sample_motion(sampler, image, loop=True, loop_scale=2.0, **options)
     assert closure < loop_closure(gently.volume, FRAMES).item()
+    with pytest.raises(ValueError, match=r"With loop_scale = 20000 the guidance .* diverged"):
+        sample_motion(sampler, image, loop=True, loop_scale=20000.0, **options)
 
 
 @pytest.mark.parametrize(
