@@ -170,7 +170,8 @@ def _side_by_side(
                 console.print(f"[dim]{name:<{width}} |[/] {escape(line)}", soft_wrap=True)
                 continue
             failed = running[name].process.wait() != 0
-            _ended(out, running.pop(name), done=not failed)
+            ended = running.pop(name)
+            _record(out, ended.stage, time.perf_counter() - ended.started, done=not failed)
             if failed:
                 raise ValueError(
                     f"'{name}' failed and says why above; once that is mended, the same command "
@@ -181,7 +182,7 @@ def _side_by_side(
             one.process.send_signal(signal.SIGINT)
         for one in running.values():
             one.process.wait()
-            _ended(out, one, done=False)
+            _record(out, one.stage, time.perf_counter() - one.started, done=False)
         signal.signal(signal.SIGTERM, before)
 
 
@@ -215,10 +216,6 @@ def _start(
 
 def _exit(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
-
-
-def _ended(out: Path, one: _Running, done: bool) -> None:
-    _record(out, one.stage, time.perf_counter() - one.started, done)
 
 
 @contextmanager
