@@ -140,8 +140,16 @@ def run(arguments: Sequence[str]) -> None:
         allow_abbrev=False,
         prog=f"dyngen {name}",
         parser_mode="omegaconf",
-        parser_class=OptionParser,
+        parser_class=_options(name),
     )
+
+
+def _options(verb: str) -> type[OptionParser]:
+    if verb != "rollout":
+        return OptionParser
+    from dyngen.forecast import RolloutOptions
+
+    return RolloutOptions
 
 
 def _functions() -> dict[str, Callable[[], Callable[..., Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +16,14 @@ from data_modules.errors import DataError
 from dyngen.callbacks.cost import rollout_cost, write_cost
 from dyngen.callbacks.world import initial_field
 from dyngen.launch import launched, local_device
-from dyngen.models.checkpoints import load_model, read_checkpoint, training_cost
+from dyngen.models.checkpoints import (
+    load_model,
+    read_checkpoint,
+    sampling_settings,
+    training_cost,
+)
 from dyngen.networks.unet import UNet2d
+from dyngen.options import OptionParser
 from dyngen.rollout import Field, Written, write_rollout
 from dyngen.rollout.progress import years_per_day
 from dyngen.rollout.sampling import Sampling, frame_sampler, weights_digest
@@ -55,7 +62,8 @@ def forecast(
         model: Checkpoint of a model that rolls out, such as a discriminator's `last.ckpt`.
         data: The cube whose frames are the initial states.
         out: Zarr to write. One that is unfinished is gone on with, a longer run extends it.
-        sampling: How frames are sampled.
+        sampling: How frames are sampled. On the command line, what is not said of it is as in the
+            first system of the `RolloutEvaluation` that the model was trained beside.
         split: Part of the cube that initial states come from.
         initial_states: Initial states, spread evenly over the split; by default 16, or 1 for years.
         members: Ensemble members from each.
@@ -142,6 +150,20 @@ def forecast(
             _tell(out, written, place, processes.count)
         else:
             log.info("%s was finished already", out)
+
+
+class RolloutOptions(OptionParser):
+    """The options of `dyngen rollout`, whose defaults of the sampling are those of the model."""
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse, with what the checkpoint says of the sampling in place of the defaults."""
+        given = super().parse_args(*args, **kwargs)
+        if not Path(given.model).is_file():
+            return given  # `forecast` says so
+        usual = sampling_settings(read_checkpoint(given.model))
+        names = [field.name for field in fields(Sampling) if field.name in usual]
+        self.set_defaults({f"sampling.{name}": usual[name] for name in names})
+        return super().parse_args(*args, **kwargs)
 
 
 def _length(steps: int | None, years: int | None, initial_states: int | None) -> tuple[int, int]:

@@ -108,6 +108,10 @@ class RolloutEvaluation(Callback):
         self.batch_size = batch_size
         self.during_fit = during_fit
 
+    def state_dict(self) -> dict[str, Any]:
+        """How frames are sampled, for `dyngen rollout` to do the same by default."""
+        return {"systems": {name: asdict(how) for name, how in self.systems.items()}}
+
     def on_validation_batch_end(
         self,
         trainer: Trainer,

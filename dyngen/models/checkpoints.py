@@ -85,6 +85,12 @@ def training_cost(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return cost
 
 
+def sampling_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """How frames were sampled beside training: of the first system of its `RolloutEvaluation`."""
+    systems = checkpoint.get("callbacks", {}).get("RolloutEvaluation", {}).get("systems", {})
+    return dict(next(iter(systems.values()), {}))
+
+
 def not_on_disk(checkpoint: dict[str, Any]) -> list[str]:
     """Arguments of a model that name files which its checkpoint holds itself, or can do without."""
     names = ("image_model", "reference") if "image_model" in checkpoint else ()

@@ -192,7 +192,9 @@ def unless_given(*names: str) -> list[str]:
     return [] if _given_hyperparameters.get() is not None else list(names)
 
 
-def with_errors(history: Tensor, largest: float, change: float = 0.0) -> Tensor:
+def with_errors(
+    history: Tensor, largest: float, change: float = 0.0, offset: float = 0.0
+) -> Tensor:
     """Histories (B, k, C, H, W) with noise, as a rollout's own frames have errors.
 
     What a model makes of its own frames it never sees in training, and errors that it copies from
@@ -205,6 +207,9 @@ def with_errors(history: Tensor, largest: float, change: float = 0.0) -> Tensor:
         change: Largest share of what changes from frame to frame in other windows of the batch:
             errors shaped as those of a forecast are, which last from frame to frame and add up.
             A history of one frame shows no change and has none.
+        offset: Largest standard deviation of a constant that all values of a channel share, in all
+            frames alike: the error at the largest scale of all, where white noise has next to none.
+            A forecast that has seen it leads the mean of a long run back to what it should be.
     """
     disturbed = history
     if largest:
@@ -215,6 +220,10 @@ def with_errors(history: Tensor, largest: float, change: float = 0.0) -> Tensor:
         shape = history[:, -1] - history[:, -2]
         drawn = [shape[torch.randperm(len(shape), device=shape.device)] for _ in history[0]]
         disturbed = disturbed + align(level, history) * torch.stack(drawn, 1).cumsum(1)
+    if offset:
+        level = offset * torch.rand(len(history), device=history.device)
+        constant = torch.randn_like(history[:, :1, :, :1, :1])
+        disturbed = disturbed + align(level, history) * constant
     return disturbed
 
 

@@ -86,6 +86,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         history_noise: Largest standard deviation of the noise on past frames in training, which
             keeps rollouts stable (see `with_errors`).
         history_change: Likewise the largest share of other windows' change from frame to frame.
+        history_offset: Likewise the largest standard deviation of a constant.
         reference: Checkpoint of a conditional model whose denoising error is logged beside.
         learning_rate: Peak learning rate.
         warmup_steps: Steps of linear warm-up.
@@ -107,6 +108,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         noise: LogNormalNoise | LogUniformNoise | None = None,
         history_noise: float = 0.0,
         history_change: float = 0.0,
+        history_offset: float = 0.0,
         reference: str | None = None,
         learning_rate: float = 1e-3,
         warmup_steps: int = 50,
@@ -114,10 +116,10 @@ class TimeConsistencyDiscriminator(CubeModule):
         area_weighted: bool = False,
     ) -> None:
         super().__init__(learning_rate, warmup_steps, weight_decay, area_weighted)
-        if min(history_noise, history_change) < 0:
+        if min(history_noise, history_change, history_offset) < 0:
             raise ValueError(
-                f"history_noise is {history_noise} and history_change {history_change}; they must "
-                "not be negative."
+                f"history_noise is {history_noise}, history_change {history_change} and "
+                f"history_offset {history_offset}; they must not be negative."
             )
         weights = (cross_entropy_weight, score_matching_weight, contrastive_weight)
         if min(*weights, forecast_weight) < 0:
@@ -169,7 +171,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         self.ratio_level = ratio_level
         self.score_matching_windows = score_matching_windows
         self.noise = noise or LogNormalNoise(-0.5, 1.4)
-        self.history_noise, self.history_change = history_noise, history_change
+        self.history_errors = (history_noise, history_change, history_offset)
         self.denoiser: Denoiser | None = None
         self.image_source: dict[str, Any] = {}
         self._image_model = image_model
@@ -459,7 +461,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         count = self.score_matching_windows
         sigma = self.noise.sample(len(clean[:count]), clean.device)
         noisy = clean[:count] + align(sigma, clean) * torch.randn_like(clean[:count])
-        history = with_errors(history, self.history_noise, self.history_change)
+        history = with_errors(history, *self.history_errors)
         forecast, spread = self._expected(history, context)
         if forecast is not None:
             forecast_error = self.mean_square(forecast - clean).mean()

@@ -13,11 +13,12 @@ import yaml
 from dyngen.cli import main, run
 from dyngen.models import TimeConsistencyDiscriminator
 from dyngen.models.checkpoints import load_model, read_checkpoint
+from dyngen.rollout import Sampling, frame_sampler
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = ROOT / "experiments" / "turbulence"
 SMALL_NETWORK = {"widths": [8, 16], "patch": 1}
-EVALUATION = {
+EVALUATION: dict[str, Any] = {
     "initial_states": 3,
     "members": 3,
     "leads": 3,
@@ -187,6 +188,21 @@ def test_a_rollout_from_the_checkpoint_alone_goes_on_and_is_extended(
     xr.testing.assert_equal(one, two)
 
 
+def test_frames_are_sampled_as_beside_training_but_for_what_is_said(
+    here: Path, trained: Path, tmp_path: Path
+) -> None:
+    options = ["rollout", "--model", str(trained), "--data.path", str(here / "cube.zarr")]
+    options += ["--initial_states", "2", "--members", "1", "--steps", "1", "--progress", "false"]
+    usual = EVALUATION["systems"]["guided"]
+    for said, changed in (([], {}), (["--sampling.steps", "2"], {"steps": 2})):
+        out = tmp_path / f"{len(said)}.zarr"
+        run([*options, *said, "--out", str(out)])
+        model, wanted = load_model(trained), Sampling(**usual | changed)
+        settings = json.loads(xr.open_zarr(out).attrs["dyngen_settings"])
+        sampler = json.dumps(frame_sampler(model, wanted).description())
+        assert settings["sampler"] == json.loads(sampler.replace("Infinity", '"inf"'))
+
+
 def test_a_checkpoint_of_another_cube_is_refused_in_one_sentence(
     here: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -331,5 +347,5 @@ def test_a_contest_trains_everyone_and_tells_who_is_ahead(
     assert set(ablation["systems"]) == {"guided", "plain", "persistence", "climatology"}
     assert ablation["systems"]["guided"]["crps"] == pytest.approx(guided["crps_by_seed"][0])
     plain = load_model(out / "seed0" / "plain" / "checkpoints" / "last.ckpt")
-    assert plain.history_noise == 0.5
+    assert plain.hparams["history_noise"] == 0.5
     assert json.loads((results / "summary.json").read_text()) == summary

@@ -759,7 +759,7 @@ def test_histories_with_errors_are_noisier_by_a_level_of_each_windows_own() -> N
     assert 0.14 < level.mean() < 0.16  # uniform between 0 and 0.3
     assert level.min() < 0.01
     assert 0.27 < level.quantile(0.95) < 0.32
-    with pytest.raises(ValueError, match=r"history_noise is -0\.1 .* must not be negative"):
+    with pytest.raises(ValueError, match=r"history_noise is -0\.1, .* must not be negative"):
         TimeConsistencyDiscriminator(UNetEnergy(2, 2, (8,), 1), history_noise=-0.1)
 
 
@@ -778,6 +778,17 @@ def test_errors_shaped_as_the_flow_last_and_add_up() -> None:
             share * ((frame + 1) + 25 / 26 * frame * (frame + 1)), rel=0.1
         )
     assert torch.equal(with_errors(history[:, :1], 0.0, 0.4), history[:, :1])
+
+
+def test_an_offset_is_the_same_in_all_frames_and_places_of_a_channel() -> None:
+    torch.manual_seed(0)
+    history = torch.randn(4000, 2, 3, 4, 4)
+    errors = with_errors(history, 0.0, offset=0.3) - history
+    each = errors[:, 0, :, 0, 0]
+    assert torch.allclose(errors, each[:, None, :, None, None].expand_as(errors), atol=1e-5)
+    # A level uniform between 0 and 0.3, by window, times a standard normal, by channel.
+    assert each.square().mean().item() == pytest.approx(0.3**2 / 3, rel=0.1)
+    assert torch.corrcoef(each.T).fill_diagonal_(0.0).abs().max() < 0.06
 
 
 def test_a_model_of_ones_own_is_opened_by_its_class_path(
