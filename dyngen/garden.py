@@ -21,13 +21,17 @@ from dyngen.stages import Stage, run_stages, seconds_table
 
 MOTION = ("cube", "autoencoder", "spectral_base", "spectral_ldm")  # files of the experiment
 
-# Stage 1 of the latent diffusion again, with one thing changed.
+VERSION = "--trainer.logger.init_args.version"
+SCALED = "autoencoder_image_size"
+
+# Stage 1 of the latent diffusion again, with one thing changed; {out} is the folder of all.
 ABLATION: Mapping[str, tuple[str, ...]] = {
     "volume": ("--model.init_args.network.init_args.coordination", "volume"),
     **{
         f"terms_{terms}": ("--model.init_args.network.init_args.terms", str(terms))
         for terms in (4, 8, 24)
     },
+    "image_size": ("--model.init_args.autoencoder", f"{{out}}/{SCALED}/checkpoints/last.ckpt"),
 }
 COLUMNS = (
     "reconstruction_error",
@@ -60,7 +64,7 @@ def garden(
             `spectral_ldm.yaml`.
         out: Folder of the clips and of everything that is trained.
         results: Folder for `motion.json`, `motion.md` and its figures.
-        ablation: Train the volume variant, and other numbers of terms, too.
+        ablation: Train the volume variant, other numbers of terms, and scaling by image size too.
         clips: Held-out clips to sample motion for.
         steps: Of the sampler.
         flow_clips: Clips whose motion is estimated by optical flow, and held against the truth.
@@ -90,7 +94,8 @@ def garden(
     )
     error = end_point_error(Garden(width=256, height=160), range(flow_clips))
     seconds = {name: _training_seconds(out / folder) for name, folder in models.items()}
-    seconds["autoencoder"] = _training_seconds(out / "autoencoder")
+    for name in ("autoencoder", *([SCALED] if ablation else [])):
+        seconds[name] = _training_seconds(out / name)
     more: dict[str, Any] = {
         "end_point_error_median": error["median"],
         "end_point_error": error,
@@ -158,10 +163,17 @@ def motion_stages(experiment: Path, out: Path, ablation: bool) -> list[Stage]:
             "spectral_base",
         ),
     ]
-    for name, options in ABLATION.items() if ablation else ():
-        apart = ("--trainer.logger.init_args.version", name)
-        title = f"Train the latent diffusion again: {name.replace('_', ' ')}"
-        stages.append(fit(name, "spectral_base", title, "autoencoder", *options, *apart))
+
+    def again(name: str, config: str, title: str, after: str, *options: str) -> Stage:
+        words = (*(option.format(out=out) for option in options), VERSION, name)
+        return fit(name, config, f"Train {title}: {name.replace('_', ' ')}", after, *words)
+
+    if ablation:
+        scaling = ("--model.init_args.normalisation", "image_size")
+        stages.append(again(SCALED, "autoencoder", "once more", "simulate", *scaling))
+        for name, options in ABLATION.items():
+            after = SCALED if SCALED in options[-1] else "autoencoder"
+            stages.append(again(name, "spectral_base", "the latent diffusion", after, *options))
     return [one for one in stages if one.name != "simulate" or not clips.exists()]
 
 

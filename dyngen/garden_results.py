@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from dyngen.models.checkpoints import load_model
 from dyngen.models.cube_module import VALIDATION_SIGMAS
 from dyngen.models.spectral_ldm import SpectralLDM, seeded_noise
-from dyngen.motion.spectral_volume import energy_lost, frequencies
+from dyngen.motion.spectral_volume import FrequencyAdaptive, energy_lost, frequencies
 from dyngen.report.motion import motion_scores, reconstruction_error
 from dyngen.report.provenance import machine
 
@@ -44,7 +44,8 @@ def motion_results(
     """Measure models of motion on held-out clips and write what they come to.
 
     Figures of an earlier run that this one does not measure, such as the end-point error of
-    extraction, stay in the file.
+    extraction, stay in the file. A model whose autoencoder scales by image size is measured in the
+    first other model's frequency-adaptive normalisation, so that its error is in the same units.
 
     Args:
         data: Clips, in batches with `image`, `displacement` and, if there is one, `mask`.
@@ -81,10 +82,15 @@ def motion_results(
         "machine": machine(),
         "command": command,
     }
+    adaptive: FrequencyAdaptive | None = None
     for name, checkpoint in models.items():
         model = _open(checkpoint).to(place)
-        errors = reconstruction_errors(model, batches)
-        limit = autoencoder_error(model, batches)
+        own = model.latents.normalisation
+        if isinstance(own, FrequencyAdaptive):
+            adaptive = adaptive or own
+        scale = adaptive if adaptive and not isinstance(own, FrequencyAdaptive) else own
+        errors = reconstruction_errors(model, batches, scale.normalise)
+        limit = autoencoder_error(model, batches, scale.normalise)
         started = time.perf_counter()
         sampled, real, mask = sample_all(
             model, batches, seed, steps=steps, guidance_scale=guidance_scale, sampler=sampler
@@ -163,25 +169,29 @@ def sample_all(
     return torch.cat(sampled), torch.cat(real), torch.cat(masks) if masks else None
 
 
-def reconstruction_errors(model: SpectralLDM, batches: Sequence[Batch]) -> dict[str, float]:
+def reconstruction_errors(
+    model: SpectralLDM, batches: Sequence[Batch], normalise: Callable[[Tensor], Tensor]
+) -> dict[str, float]:
     """The error of volumes noised, denoised and decoded, by noise level, the mean over clips."""
     total = torch.zeros(len(VALIDATION_SIGMAS), dtype=torch.float64)
     for number, batch in enumerate(batches):
-        errors = model.reconstruction_errors(dict(batch), seed=number)
+        errors = model.reconstruction_errors(dict(batch), number, normalise)
         total += len(batch["image"]) * errors.double().cpu()
     total /= sum(len(batch["image"]) for batch in batches)
     return {f"{s:g}": e for s, e in zip(VALIDATION_SIGMAS, total.tolist(), strict=True)}
 
 
 @torch.no_grad()
-def autoencoder_error(model: SpectralLDM, batches: Iterable[Batch]) -> float:
+def autoencoder_error(
+    model: SpectralLDM, batches: Iterable[Batch], normalise: Callable[[Tensor], Tensor]
+) -> float:
     """Mean absolute error of normalised volumes that are encoded and decoded, the limit of all."""
     total = count = 0.0
     for batch in batches:
-        slices = model.latents.normalise(model.volume(batch["displacement"]))
-        decoded = model.latents.decode_slices(model.latents.encode_slices(slices))
-        total += len(slices) * reconstruction_error(decoded, slices)
-        count += len(slices)
+        volume = model.volume(batch["displacement"])
+        decoded = model.latents.decode(model.latents.encode(volume))
+        total += len(volume) * reconstruction_error(normalise(decoded), normalise(volume))
+        count += len(volume)
     return total / count
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -277,7 +277,12 @@ class SpectralLDM(MotionModule):
         self.log("reconstruction_error", errors.mean())
 
     @torch.no_grad()
-    def reconstruction_errors(self, batch: dict[str, Tensor], seed: int = 0) -> Tensor:
+    def reconstruction_errors(
+        self,
+        batch: dict[str, Tensor],
+        seed: int = 0,
+        normalise: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """How far off denoised and decoded volumes are, at each of `VALIDATION_SIGMAS`.
 
         It is the mean absolute error of normalised coefficients after a volume has been encoded,
@@ -287,17 +292,19 @@ class SpectralLDM(MotionModule):
         Args:
             batch: Displacements and images.
             seed: Of the noise.
+            normalise: Of volumes in pixels, to be compared; by default the autoencoder's own.
 
         Returns:
             (noise levels,).
         """
-        slices = self.latents.normalise(self.volume(batch["displacement"]))
-        clean = self.latents.encode_slices(slices)
+        normalise = normalise or self.latents.normalise
+        volume = self.volume(batch["displacement"])
+        clean, wanted = self.latents.encode(volume), normalise(volume)
         denoiser, noise = self.conditional(batch["image"]), fixed_noise(clean, seed)
         errors = []
         for level in VALIDATION_SIGMAS:
             denoised = denoiser(clean + level * noise, clean.new_full((len(clean),), level))
-            errors.append((self.latents.decode_slices(denoised) - slices).abs().mean())
+            errors.append((normalise(self.latents.decode(denoised)) - wanted).abs().mean())
         return torch.stack(errors)
 
     # Sampling

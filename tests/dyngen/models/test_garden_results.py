@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -39,11 +39,18 @@ class MaskedMotion(TinyMotion):
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder, data = tmp_path_factory.mktemp("motion"), TinyMotion()
-    paths = {name: folder / f"{name}.ckpt" for name in ("autoencoder", "independent", "volume")}
-    model = make("MotionAutoencoder", network=AUTOENCODER, terms=TERMS, learning_rate=0.01)
+    folder = tmp_path_factory.mktemp("motion")
+    return latent_diffusions(folder, "independent", "volume")
+
+
+def latent_diffusions(folder: Path, *kinds: str, **options: Any) -> dict[str, Path]:
+    """Checkpoints of hardly trained latent diffusions, and options of their autoencoder."""
+    names = ("autoencoder", *kinds)
+    paths, data = {name: folder / f"{name}.ckpt" for name in names}, TinyMotion()
+    settings = {"network": AUTOENCODER, "terms": TERMS, "learning_rate": 0.01} | options
+    model = make("MotionAutoencoder", **settings)
     fit(model, data, max_steps=20, limit_val_batches=0).save_checkpoint(paths["autoencoder"])
-    for kind in ("independent", "volume"):
+    for kind in kinds:
         model = make(
             "SpectralLDM", network=spectral_unet(kind), autoencoder=str(paths["autoencoder"])
         )
@@ -89,9 +96,8 @@ def test_all_that_is_asked_for_is_measured(checkpoints: dict[str, Path], tmp_pat
     assert list(by_noise.values()) == pytest.approx(errors.tolist(), rel=1e-4)
     assert results["reconstruction_error"]["volume"] == pytest.approx(errors.mean().item())
     volume = model.volume(data.displacement[:6])
-    slices = model.latents.normalise(volume)
-    decoded = model.latents.decode_slices(model.latents.encode_slices(slices))
-    limit = (decoded - slices).abs().mean().item()
+    decoded = model.latents.normalise(model.latents.decode(model.latents.encode(volume)))
+    limit = (decoded - model.latents.normalise(volume)).abs().mean().item()
     assert results["reconstruction_error"]["autoencoder"] == pytest.approx(limit, rel=1e-4)
 
     sampled = model.sample(data.batch()["image"][:6], 3, steps=2, guidance_scale=0.0)
@@ -107,6 +113,25 @@ def test_all_that_is_asked_for_is_measured(checkpoints: dict[str, Path], tmp_pat
         floor["spatial_correlation_error"]
     )
     assert results["floor"]["area_under_curve"] is None
+
+
+def test_errors_are_in_the_units_of_the_first_model(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    scaled = latent_diffusions(tmp_path, "independent", normalisation="image_size")
+    models = {"independent": checkpoints["independent"], "image_size": scaled["independent"]}
+    found = motion_results(MaskedMotion(), models, tmp_path / "motion.json", clips=8, steps=2)
+    one, other = (cast(Any, load_model(path)) for path in models.values())
+    pixels = spectral_volume(MaskedMotion().displacement, TERMS)
+    decoded = other.latents.decode(other.latents.encode(pixels))
+
+    def adaptive(volume: torch.Tensor) -> torch.Tensor:
+        scales = one.latents.normalisation.scales[:, None, None, None]
+        return volume.sign() * (volume.abs() / scales).sqrt()
+
+    error = found["ablation"]["image_size"]["autoencoder_error"]
+    expected = (adaptive(decoded) - adaptive(pixels)).abs().mean().item()
+    assert error == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_page_holds_the_numbers(checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -131,9 +156,11 @@ def test_every_model_of_the_garden_is_trained_once_in_a_folder_of_its_own(
     monkeypatch.setattr("dyngen.stages.run", ran.append)
     with pytest.raises(ValueError, match=r"motion\.zarr"):  # there are no clips to measure on
         garden(ROOT / "experiments" / "garden", tmp_path / "out", tmp_path / "results", together=1)
-    assert [words[0] for words in ran] == ["simulate"] + ["fit"] * (3 + len(ABLATION))
+    assert [words[0] for words in ran] == ["simulate"] + ["fit"] * (4 + len(ABLATION))
     versions = [w[w.index("--trainer.logger.init_args.version") + 1] for w in ran[4:]]
-    assert versions == list(ABLATION)
+    assert versions == ["autoencoder_image_size", *ABLATION]
+    scaled = tmp_path / "out" / versions[0] / "checkpoints" / "last.ckpt"
+    assert str(scaled) in ran[4 + versions.index("image_size")]
     with pytest.raises(ValueError, match=r"cube\.yaml does not exist"):
         garden(tmp_path, tmp_path / "out", tmp_path / "results")
 
