@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from dyngen.report.contest_table import contest_markdown
 from dyngen.report.figures import score_figures
 from dyngen.report.provenance import machine
 from dyngen.report.summary import by_variable
+from dyngen.rollout.sampling import Sampling
 from dyngen.stages import Stage, read_stages, run_stages, seconds_table
 
 CONTEST = "contest.yaml"
@@ -67,7 +68,7 @@ class System:
     """
 
     model: str
-    sampling: Mapping[str, Any]
+    sampling: Sampling
     free_run: bool = True
 
 
@@ -158,7 +159,10 @@ def read_contest(path: Path, seeds: int | None = None) -> Contest:
         raise ValueError(f"{path} does not exist; give the folder of an experiment that has one.")
     given: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     try:
-        systems = {name: System(**settings) for name, settings in given.pop("systems").items()}
+        systems = {
+            name: System(**(settings | {"sampling": Sampling(**settings["sampling"])}))
+            for name, settings in given.pop("systems").items()
+        }
         models = [
             Training(model) if isinstance(model, str) else Training(**model)
             for model in given.pop("models")
@@ -215,6 +219,7 @@ def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]
         stage = partial(Stage, folder=folder)
         data = _options({"data.init_args.path": path})
         trained = [f"seed{seed}/{model.name or model.config}" for model in rules.models]
+        trains = dict(zip((_version(experiment, m) for m in rules.models), trained, strict=True))
         for number, model in enumerate(rules.models):
             name = model.name or model.config
             if model.after is None:
@@ -237,7 +242,8 @@ def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]
         for name, system in rules.systems.items():
             checkpoint = folder / system.model / "checkpoints" / "last.ckpt"
             common = ("rollout", "--model", str(checkpoint), *_options({"data.path": path}))
-            how = _options({f"sampling.{key}": value for key, value in system.sampling.items()})
+            sampling = asdict(system.sampling)  # all of it: the checkpoint has settings of its own
+            how = _options({f"sampling.{key}": value for key, value in sampling.items()})
             kinds = [("forecast", {**rules.forecasts})]
             if system.free_run:
                 kinds.append(("free_run", {"initial_states": 1, **rules.free_run}))
@@ -251,7 +257,7 @@ def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]
                         f"Roll out {name.replace('_', ' ')}, {kind.replace('_', ' ')}, seed {seed}",
                         (*common, "--out", str(store), *how, *_options(sizes)),
                         store.exists,
-                        after=tuple(trained),
+                        after=(trains[system.model],) if system.model in trains else tuple(trained),
                     )
                 )
         report = reports[seed]
@@ -270,11 +276,20 @@ def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]
     return stages
 
 
+def _version(experiment: Path, model: Training) -> str:
+    """Folder of a training's checkpoints within a run."""
+    path = experiment / f"{model.config}.yaml"
+    config: Any = OmegaConf.load(path) if path.is_file() else {}
+    version = OmegaConf.select(OmegaConf.create(config), "trainer.logger.init_args.version")
+    return model.name or str(version or model.config)
+
+
 def _options(values: Mapping[str, Any]) -> list[str]:
     """Values as words of a command line."""
     words: list[str] = []
     for key, value in values.items():
-        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+        word = value if isinstance(value, str) else json.dumps(value)
+        words += [f"--{key}", word.replace("Infinity", ".inf")]  # as YAML has it
     return words
 
 

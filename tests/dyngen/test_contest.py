@@ -1,16 +1,19 @@
 """What a contest on data that is there already runs."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+import yaml
 
 from dyngen import contest
 from dyngen.report.evaluate import evaluate
 from dyngen.report.summary import summarise
+from dyngen.rollout import Sampling
 
 
 @pytest.mark.parametrize("cube", ["data.zarr", ["data.zarr", "places.zarr"]])
@@ -45,10 +48,12 @@ def test_what_waits_for_what(tmp_path: Path) -> None:
         "seeds: 2\n"
         "models: [image, discriminator, {config: video, after: []},\n"
         "  {config: discriminator, name: again, after: [discriminator]}]\n"
-        "systems: {one: {model: image, sampling: {}}}\n"
+        "systems: {one: {model: image, sampling: {}}, other: {model: film, sampling: {}},\n"
+        "  strange: {model: elsewhere, sampling: {}}}\n"
         "forecasts: {}\n"
         "free_run: {}\n"
     )
+    (tmp_path / "video.yaml").write_text("trainer: {logger: {init_args: {version: film}}}\n")
     rules = contest.read_contest(tmp_path / "contest.yaml")
     reports = [tmp_path / "seed0", tmp_path / "seed1"]
     waits = {s.name: s.after for s in contest._stages(tmp_path, tmp_path, rules, reports)}
@@ -61,11 +66,34 @@ def test_what_waits_for_what(tmp_path: Path) -> None:
             "discriminator": ("cube", f"seed{n}/image"),
             "video": ("cube",),
             "again": ("cube", f"seed{n}/discriminator"),
-            "one_forecast": tuple(f"seed{n}/{name}" for name in trained),
-            "one_free_run": tuple(f"seed{n}/{name}" for name in trained),
-            "compare": (f"seed{n}/one_forecast", f"seed{n}/one_free_run"),
+            "one_forecast": (f"seed{n}/image",),
+            "one_free_run": (f"seed{n}/image",),
+            "other_forecast": (f"seed{n}/video",),
+            "other_free_run": (f"seed{n}/video",),
+            "strange_forecast": tuple(f"seed{n}/{name}" for name in trained),
+            "strange_free_run": tuple(f"seed{n}/{name}" for name in trained),
+            "compare": tuple(
+                f"seed{n}/{name}_{kind}"
+                for name in ("one", "other", "strange")
+                for kind in ("forecast", "free_run")
+            ),
         }.items()
     }
+
+
+def test_all_of_the_sampling_is_said_for_checkpoints_have_settings_of_their_own(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "contest.yaml").write_text(
+        "seeds: 1\nmodels: [image]\nforecasts: {}\nfree_run: {}\n"
+        "systems: {one: {model: image, free_run: false, sampling: {steps: 3, scale: 0.0}}}\n"
+    )
+    rules = contest.read_contest(tmp_path / "contest.yaml")
+    _, _, roll, _ = contest._stages(tmp_path, tmp_path, rules, [tmp_path / "seed0"])
+    words = dict(zip(roll.arguments[1::2], roll.arguments[2::2], strict=True))
+    said = {k.removeprefix("--sampling."): v for k, v in words.items() if "sampling" in k}
+    parsed = {name: yaml.safe_load(value) for name, value in said.items()}
+    assert parsed == asdict(Sampling(steps=3, scale=0.0)) | {"interval": [0.0, float("inf")]}
 
 
 def test_a_training_waits_for_those_above_it_alone(tmp_path: Path) -> None:
