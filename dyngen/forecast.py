@@ -155,15 +155,16 @@ def forecast(
 class RolloutOptions(OptionParser):
     """The options of `dyngen rollout`, whose defaults of the sampling are those of the model."""
 
-    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         """Parse, with what the checkpoint says of the sampling in place of the defaults."""
-        given = super().parse_args(*args, **kwargs)
-        if not Path(given.model).is_file():
-            return given  # `forecast` says so
-        usual = sampling_settings(read_checkpoint(given.model))
+        asked = [
+            word for word in args or () if not word.startswith("--print_config")
+        ]  # which would exit
+        model = Path(super().parse_args(asked, *rest, **options).model)
+        usual = sampling_settings(read_checkpoint(model)) if model.is_file() else {}
         names = [field.name for field in fields(Sampling) if field.name in usual]
         self.set_defaults({f"sampling.{name}": usual[name] for name in names})
-        return super().parse_args(*args, **kwargs)
+        return super().parse_args(args, *rest, **options)
 
 
 def _length(steps: int | None, years: int | None, initial_states: int | None) -> tuple[int, int]:
