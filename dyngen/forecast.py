@@ -157,9 +157,8 @@ class RolloutOptions(OptionParser):
 
     def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         """Parse, with what the checkpoint says of the sampling in place of the defaults."""
-        asked = [
-            word for word in args or () if not word.startswith("--print_config")
-        ]  # which would exit
+        # Printing would exit before the checkpoint is known.
+        asked = [word for word in args or () if not word.startswith("--print_config")]
         model = Path(super().parse_args(asked, *rest, **options).model)
         usual = sampling_settings(read_checkpoint(model)) if model.is_file() else {}
         names = [field.name for field in fields(Sampling) if field.name in usual]
