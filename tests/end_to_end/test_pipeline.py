@@ -203,6 +203,21 @@ def test_frames_are_sampled_as_beside_training_but_for_what_is_said(
         assert settings["sampler"] == json.loads(sampler.replace("Infinity", '"inf"'))
 
 
+def test_the_guide_to_rollouts_does_what_it_says(
+    here: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = (ROOT / "docs" / "rollouts.md").read_text()
+    code = next(block for block in guide.split("```python\n") if "write_rollout(" in block)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "turbulence").symlink_to(here)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(code.split("```")[0].replace('"test", 16', '"test", 2'), found)
+    assert found["ensemble"].frames.shape == (2, 8, 10, 1, 16, 16)
+    with xr.open_zarr(tmp_path / "rollout.zarr") as rollout:
+        assert rollout["vorticity"].shape == (2, 8, 10, 16, 16)
+
+
 def test_a_checkpoint_of_another_cube_is_refused_in_one_sentence(
     here: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
