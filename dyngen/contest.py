@@ -188,7 +188,7 @@ def read_contest(path: Path, seeds: int | None = None) -> Contest:
 
 
 def _report(out: Path, seed: int, rules: str) -> Path:
-    """Folder of a seed's scores and report."""
+    """Folder of a seed's rollouts, scores and report."""
     folder = out / f"seed{seed}"
     return folder if rules == CONTEST else folder / Path(rules).stem
 
@@ -239,6 +239,8 @@ def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]
                 )
             )
         made, rollouts = [], []
+        report = reports[seed]  # rollouts lie there too: other rules have others of the same name
+        told = report.relative_to(out).as_posix()
         for name, system in rules.systems.items():
             checkpoint = folder / system.model / "checkpoints" / "last.ckpt"
             common = ("rollout", "--model", str(checkpoint), *_options({"data.path": path}))
@@ -248,9 +250,9 @@ def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]
             if system.free_run:
                 kinds.append(("free_run", {"initial_states": 1, **rules.free_run}))
             for kind, sizes in kinds:
-                store = folder / f"{name}_{kind}.zarr"
+                store = report / f"{name}_{kind}.zarr"
                 made.append(f"{name}={store}")
-                rollouts.append(f"seed{seed}/{name}_{kind}")
+                rollouts.append(f"{told}/{name}_{kind}")
                 stages.append(
                     stage(
                         rollouts[-1],
@@ -260,10 +262,9 @@ def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]
                         after=(trains[system.model],) if system.model in trains else tuple(trained),
                     )
                 )
-        report = reports[seed]
         stages.append(
             stage(
-                f"{report.relative_to(out).as_posix()}/compare",
+                f"{told}/compare",
                 f"Compare, seed {seed}",
                 (
                     *("compare", *made, "--reference", reference, "--out", str(report)),
