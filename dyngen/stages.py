@@ -8,6 +8,7 @@ with its share of the cores: small networks make better use of one core each tha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -15,12 +16,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 from threading import Thread
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -55,11 +57,28 @@ class Stage:
     folder: Path | None = None
     after: tuple[str, ...] | None = None
 
+    def digest(self) -> str:
+        """SHA-256 of the command line and what its configurations say, to see a change of them."""
+        found = hashlib.sha256()
+        for option, word in zip(("", *self.arguments), self.arguments, strict=False):
+            file = Path(word)
+            is_read = option == "--config" and file.is_file()
+            found.update(file.read_bytes() if is_read else word.encode())
+            found.update(b"\0")
+        return found.hexdigest()
+
+    def waits(self, before: Iterable[str]) -> set[str]:
+        """Names of the stages before it, out of all, that it waits for."""
+        return set(before if self.after is None else self.after)
+
 
 def run_stages(
     out: Path, stages: Sequence[Stage], console: Console, together: int | None = 1
 ) -> None:
     """Run what is not done yet, in order, and write down the seconds of each.
+
+    What was done by another command line or configuration, or after a stage that is run again, is
+    not done: its verb then finds that there is nothing to do, or says what does not fit.
 
     Args:
         out: Folder for the record, `stages.json`.
@@ -76,10 +95,13 @@ def run_stages(
     if together < 1:
         raise ValueError(f"together = {together} is no number of stages; give 1 or more.")
     record = read_stages(out)
-    left = []
+    left: list[tuple[str, Stage]] = []
     for number, stage in enumerate(stages, 1):
         heading = f"[bold]{number}/{len(stages)} {stage.title}[/]"
-        if record.get(stage.name, {}).get("done") and stage.done():
+        before = record.get(stage.name, {})
+        same = before.get("digest", stage.digest()) == stage.digest()
+        names = {other.name for _, other in left}
+        if before.get("done") and same and stage.done() and not stage.waits(names) & names:
             console.print(f"{heading}: done before", soft_wrap=True)
         else:
             left.append((heading, stage))
@@ -92,8 +114,8 @@ def run_stages(
             _timed(out, stage)
 
 
-def read_stages(out: Path) -> dict[str, dict[str, float | bool]]:
-    """Seconds spent in each stage so far, and whether it is done."""
+def read_stages(out: Path) -> dict[str, dict[str, Any]]:
+    """Seconds spent in each stage so far, whether it is done, and the digest of what it was."""
     path = out / STAGES
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -125,7 +147,11 @@ def _record(out: Path, stage: Stage, seconds: float, done: bool) -> None:
     """Add the seconds of a stage to those of earlier attempts, interrupted or not."""
     record = read_stages(out)
     before = float(record.get(stage.name, {}).get("seconds", 0.0))
-    record[stage.name] = {"seconds": round(before + seconds, 1), "done": done}
+    record[stage.name] = {
+        "seconds": round(before + seconds, 1),
+        "done": done,
+        "digest": stage.digest(),
+    }
     partial = out / f"{STAGES}.partial"
     partial.write_text(json.dumps(record, indent=2))
     partial.replace(out / STAGES)
@@ -146,7 +172,7 @@ def _side_by_side(
     """Run stages in processes; what they print comes line by line, with their names before it."""
     left = list(left)
     waits = {
-        stage.name: {s.name for _, s in left[:place]} if stage.after is None else set(stage.after)
+        stage.name: stage.waits(earlier.name for _, earlier in left[:place])
         for place, (_, stage) in enumerate(left)
     }
     width = max((len(stage.name) for _, stage in left), default=0)

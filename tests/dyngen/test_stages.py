@@ -93,6 +93,32 @@ def test_what_is_done_is_not_repeated_and_may_be_waited_for(tmp_path: Path) -> N
     assert "1/2 Do a: done before" in shown
 
 
+def test_what_was_done_by_another_command_or_configuration_is_done_again(tmp_path: Path) -> None:
+    config = tmp_path / "it.yaml"
+
+    def todo(*, status: str = "0") -> tuple[Stage, ...]:
+        words = ("a", "", status, "--config", str(config))
+        return (
+            Stage("a", "Do a", words, folder=tmp_path, after=()),
+            stage(tmp_path, "b", after=("a",)),
+            stage(tmp_path, "c"),
+            stage(tmp_path, "d", after=None),
+        )
+
+    for text, status, again in (
+        ("one: 1", "0", ["a", "c", "b", "d"]),
+        ("one: 1", "0", []),
+        ("one: 2", "0", ["a", "b", "d"]),
+        ("one: 2", "00", ["a", "b", "d"]),
+    ):
+        config.write_text(text)
+        (tmp_path / "log").unlink(missing_ok=True)
+        _, log = run(tmp_path, *todo(status=status), together=2)
+        assert sorted(line for line in log if "start" in line) == [
+            f"start {name}" for name in sorted(again)
+        ]
+
+
 def test_one_that_fails_stops_the_others_which_go_on_another_time(tmp_path: Path) -> None:
     todo = (
         stage(tmp_path, "a", awaits="never"),
