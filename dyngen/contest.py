@@ -135,6 +135,7 @@ def contest(
     run_stages(out, stages, console, together)
     summary = _summary(reports)
     chosen = "" if rules == CONTEST else f" --rules {rules}"
+    chosen += f" --seeds {seeds}" if seeds else ""
     summary["command"] = f"dyngen contest --experiment {experiment.as_posix()}{chosen}"
     took = {stage.name for stage in stages}
     summary["seconds"] = {k: v["seconds"] for k, v in read_stages(out).items() if k in took}
