@@ -357,7 +357,8 @@ def test_a_contest_trains_everyone_and_tells_who_is_ahead(
         "compare: {features: null, bootstrap: 50}\n"
     )
     run([*contest, "--rules", "ablation.yaml", "--together", "1"])
-    assert capsys.readouterr().out.count("done before") == 1 + 1 + 2
+    assert capsys.readouterr().out.count("done before") == 1 + 1  # data and image model
+    assert (out / "seed0" / "ablation" / "guided_forecast.zarr").exists()  # its own
     ablation = json.loads((results / "ablation.json").read_text())
     assert set(ablation["systems"]) == {"guided", "plain", "persistence", "climatology"}
     assert ablation["systems"]["guided"]["crps"] == pytest.approx(guided["crps_by_seed"][0])
