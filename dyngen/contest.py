@@ -215,12 +215,13 @@ def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]
     else:
         path = rules.cube if isinstance(rules.cube, str) else list(rules.cube)
     reference = path if isinstance(path, str) else path[0]
+    versions = [_version(experiment, model) for model in rules.models]
     for seed in range(rules.seeds):
         folder = out / f"seed{seed}"
         stage = partial(Stage, folder=folder)
         data = _options({"data.init_args.path": path})
         trained = [f"seed{seed}/{model.name or model.config}" for model in rules.models]
-        trains = dict(zip((_version(experiment, m) for m in rules.models), trained, strict=True))
+        trains = dict(zip(versions, trained, strict=True))
         for number, model in enumerate(rules.models):
             name = model.name or model.config
             if model.after is None:
@@ -281,17 +282,19 @@ def _stages(experiment: Path, out: Path, rules: Contest, reports: Sequence[Path]
 def _version(experiment: Path, model: Training) -> str:
     """Folder of a training's checkpoints within a run."""
     path = experiment / f"{model.config}.yaml"
-    config: Any = OmegaConf.load(path) if path.is_file() else {}
-    version = OmegaConf.select(OmegaConf.create(config), "trainer.logger.init_args.version")
-    return model.name or str(version or model.config)
+    if model.name or not path.is_file():  # that a file is missing, `fit` says
+        return model.name or model.config
+    version = OmegaConf.select(OmegaConf.load(path), "trainer.logger.init_args.version")
+    return str(version or model.config)
 
 
 def _options(values: Mapping[str, Any]) -> list[str]:
     """Values as words of a command line."""
     words: list[str] = []
     for key, value in values.items():
-        word = value if isinstance(value, str) else json.dumps(value)
-        words += [f"--{key}", word.replace("Infinity", ".inf")]  # as YAML has it
+        # YAML has another word for what JSON calls Infinity.
+        said = value if isinstance(value, str) else json.dumps(value).replace("Infinity", ".inf")
+        words += [f"--{key}", said]
     return words
 
 

@@ -24,14 +24,21 @@ MOTION = ("cube", "autoencoder", "spectral_base", "spectral_ldm")  # files of th
 VERSION = "--trainer.logger.init_args.version"
 SCALED = "autoencoder_image_size"
 
-# Stage 1 of the latent diffusion again, with one thing changed; {out} is the folder of all.
-ABLATION: Mapping[str, tuple[str, ...]] = {
-    "volume": ("--model.init_args.network.init_args.coordination", "volume"),
+# Stage 1 of the latent diffusion again, with one thing changed: what it waits for, the option and its
+# value, in which {out} is the folder of all.
+ABLATION: Mapping[str, tuple[str, str, str]] = {
+    "volume": ("autoencoder", "--model.init_args.network.init_args.coordination", "volume"),
     **{
-        f"terms_{terms}": ("--model.init_args.network.init_args.terms", str(terms))
+        f"terms_{terms}": (
+            *("autoencoder", "--model.init_args.network.init_args.terms"),
+            str(terms),
+        )
         for terms in (4, 8, 24)
     },
-    "image_size": ("--model.init_args.autoencoder", f"{{out}}/{SCALED}/checkpoints/last.ckpt"),
+    "image_size": (
+        *(SCALED, "--model.init_args.autoencoder"),
+        f"{{out}}/{SCALED}/checkpoints/last.ckpt",
+    ),
 }
 COLUMNS = (
     "reconstruction_error",
@@ -164,16 +171,15 @@ def motion_stages(experiment: Path, out: Path, ablation: bool) -> list[Stage]:
         ),
     ]
 
-    def again(name: str, config: str, title: str, after: str, *options: str) -> Stage:
-        words = (*(option.format(out=out) for option in options), VERSION, name)
+    def again(name: str, config: str, title: str, after: str, option: str, value: str) -> Stage:
+        words = (option, value.format(out=out), VERSION, name)
         return fit(name, config, f"Train {title}: {name.replace('_', ' ')}", after, *words)
 
     if ablation:
         scaling = ("--model.init_args.normalisation", "image_size")
         stages.append(again(SCALED, "autoencoder", "once more", "simulate", *scaling))
-        for name, options in ABLATION.items():
-            after = SCALED if SCALED in options[-1] else "autoencoder"
-            stages.append(again(name, "spectral_base", "the latent diffusion", after, *options))
+        for name, change in ABLATION.items():
+            stages.append(again(name, "spectral_base", "the latent diffusion", *change))
     return [one for one in stages if one.name != "simulate" or not clips.exists()]
 
 

@@ -85,10 +85,11 @@ def motion_results(
     adaptive: FrequencyAdaptive | None = None
     for name, checkpoint in models.items():
         model = _open(checkpoint).to(place)
-        own = model.latents.normalisation
-        if isinstance(own, FrequencyAdaptive):
-            adaptive = adaptive or own
-        scale = adaptive if adaptive and not isinstance(own, FrequencyAdaptive) else own
+        scale = model.latents.normalisation
+        if isinstance(scale, FrequencyAdaptive):
+            adaptive = adaptive or scale
+        else:
+            scale = adaptive or scale
         errors = reconstruction_errors(model, batches, scale.normalise)
         limit = autoencoder_error(model, batches, scale.normalise)
         started = time.perf_counter()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_modules.trajectories import TrajectoryDataModule
 from dyngen.animate import Swaying, device_named, load_renderer, resize_volume, sample_motion
-from dyngen.garden import MOTION, check_experiment, motion_stages
+from dyngen.garden import MOTION, VERSION, check_experiment, motion_stages
 from dyngen.garden_results import write_results
 from dyngen.models import MotionRenderer
 from dyngen.models.checkpoints import read_checkpoint
@@ -301,7 +301,7 @@ def _stages(experiment: Path, out: Path, ablation: bool) -> list[Stage]:
     fit = partial(Stage, folder=out, after=("simulate",))
     stages.append(fit("renderer", "Train the renderer", config))
     for name, options in ABLATION.items() if ablation else ():
-        apart = ("--trainer.logger.init_args.version", name)
+        apart = (VERSION, name)
         title = f"Train the renderer again: {name.replace('_', ' ')}"
         stages.append(fit(name, title, (*config, *options, *apart)))
     return stages

@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -57,10 +59,14 @@ class Stage:
     folder: Path | None = None
     after: tuple[str, ...] | None = None
 
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 of the command line and what its configurations say, to see a change of them."""
+        """SHA-256 of the command line and what its configurations say, to see a change of them.
+
+        As they are when it is first asked for: before the stage runs, not after.
+        """
         found = hashlib.sha256()
-        for option, word in zip(("", *self.arguments), self.arguments, strict=False):
+        for option, word in pairwise(("", *self.arguments)):
             file = Path(word)
             is_read = option == "--config" and file.is_file()
             found.update(file.read_bytes() if is_read else word.encode())
@@ -99,7 +105,7 @@ def run_stages(
     for number, stage in enumerate(stages, 1):
         heading = f"[bold]{number}/{len(stages)} {stage.title}[/]"
         before = record.get(stage.name, {})
-        same = before.get("digest", stage.digest()) == stage.digest()
+        same = before.get("digest", stage.digest) == stage.digest
         names = {other.name for _, other in left}
         if before.get("done") and same and stage.done() and not stage.waits(names) & names:
             console.print(f"{heading}: done before", soft_wrap=True)
@@ -150,7 +156,7 @@ def _record(out: Path, stage: Stage, seconds: float, done: bool) -> None:
     record[stage.name] = {
         "seconds": round(before + seconds, 1),
         "done": done,
-        "digest": stage.digest(),
+        "digest": stage.digest,
     }
     partial = out / f"{STAGES}.partial"
     partial.write_text(json.dumps(record, indent=2))

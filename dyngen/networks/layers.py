@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Boundary = Literal["periodic", "reflect", "zero", "pole"]
-PAD_MODES = {"periodic": "circular", "reflect": "reflect", "zero": "constant"}
-BOUNDARIES = (*PAD_MODES, "pole")
+PAD_MODES = {"reflect": "reflect", "zero": "constant"}
+BOUNDARIES = ("periodic", *PAD_MODES, "pole")
 
 
 def check_boundary(boundary: Sequence[str]) -> tuple[Boundary, Boundary]:
@@ -34,13 +34,16 @@ def pad(x: Tensor, width: int, boundary: tuple[Boundary, Boundary]) -> Tensor:
 
     Longitude on a sphere is periodic while latitude ends: the modes may differ by axis.
     """
-    mode_y, mode_x = boundary
-    if mode_y == mode_x:  # one call is half the copies
-        return F.pad(x, (width,) * 4, mode=PAD_MODES[mode_x])
-    if mode_y == "pole":
-        return F.pad(_over_the_poles(x, width), (width, width, 0, 0), mode=PAD_MODES[mode_x])
-    x = F.pad(x, (width, width, 0, 0), mode=PAD_MODES[mode_x])
-    return F.pad(x, (0, 0, width, width), mode=PAD_MODES[mode_y])
+    for axis, mode in zip((-2, -1), boundary, strict=True):  # y first: a pole needs whole circles
+        if mode == "periodic":  # as F.pad(mode="circular") does, and faster on a CPU
+            last = x.narrow(axis, x.shape[axis] - width, width)
+            x = torch.cat([last, x, x.narrow(axis, 0, width)], dim=axis)
+        elif mode == "pole":
+            x = _over_the_poles(x, width)
+        else:
+            sides = (width, width, 0, 0) if axis == -1 else (0, 0, width, width)
+            x = F.pad(x, sides, mode=PAD_MODES[mode])
+    return x
 
 
 def _over_the_poles(x: Tensor, width: int) -> Tensor:

@@ -33,8 +33,8 @@ class Sampling:
         rho: Curvature of the noise levels between (Karras et al. 2022, equation 5).
         start: What a guided frame starts from, with noise of sigma_max: the guided estimate of the
             last frame, or the discriminator's own forecast (`ForecastEnergy`), which spares one
-            evaluation. Its errors at the largest scales feed on themselves in runs of hundreds of
-            frames; forecasts of some tens are as good.
+            evaluation. A model trained without `history_offset` then lets the mean of a run of
+            hundreds of frames wander.
         scale: Guidance scale w; 1 is the principled value, 0 samples the image model alone.
         interval: Noise levels at which the discriminator's gradient acts.
         particles: Particles per member, weighed by the discriminator; 1 is none.

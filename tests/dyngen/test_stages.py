@@ -119,6 +119,22 @@ def test_what_was_done_by_another_command_or_configuration_is_done_again(tmp_pat
         ]
 
 
+def test_a_configuration_that_is_changed_while_it_is_used_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, ran = tmp_path / "it.yaml", []
+
+    def edited(arguments: tuple[str, ...]) -> None:
+        ran.append(arguments)
+        config.write_text("one: 2")
+
+    monkeypatch.setattr(stages, "run", edited)
+    config.write_text("one: 1")
+    for _ in range(3):  # anew each time, as by another command
+        run(tmp_path, Stage("a", "Do a", ("fit", "--config", str(config))), together=1)
+    assert len(ran) == 2
+
+
 def test_one_that_fails_stops_the_others_which_go_on_another_time(tmp_path: Path) -> None:
     todo = (
         stage(tmp_path, "a", awaits="never"),
