@@ -24,8 +24,8 @@ MOTION = ("cube", "autoencoder", "spectral_base", "spectral_ldm")  # files of th
 VERSION = "--trainer.logger.init_args.version"
 SCALED = "autoencoder_image_size"
 
-# Stage 1 of the latent diffusion again, with one thing changed: what it waits for, the option and its
-# value, in which {out} is the folder of all.
+# Stage 1 of the latent diffusion again, with one thing changed: what it waits for, an option
+# and its value, in which {out} is the folder of all.
 ABLATION: Mapping[str, tuple[str, str, str]] = {
     "volume": ("autoencoder", "--model.init_args.network.init_args.coordination", "volume"),
     **{
