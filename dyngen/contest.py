@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from dyngen.report.contest_figure import MANY, rows_by_system
 from dyngen.report.contest_table import contest_markdown
 from dyngen.report.figures import score_figures
 from dyngen.report.provenance import machine
@@ -27,7 +28,8 @@ from dyngen.rollout.sampling import Sampling
 from dyngen.stages import Stage, read_stages, run_stages, seconds_table
 
 CONTEST = "contest.yaml"
-FIGURES = ("crps", "spread_skill", "autocorrelation", "stability", "free_spectrum", "free_bias_map")
+LINES = ("crps", "spread_skill", "autocorrelation")  # of all systems in one pair of axes
+FIGURES = (*LINES, "stability", "free_spectrum", "free_bias_map")
 
 OF_COST = {
     "parameters": ("parameters",),
@@ -303,8 +305,12 @@ def _write_page(
 ) -> None:
     """Tables and the figures of the first seed, to be read beside the JSON."""
     drawings = score_figures(xr.load_dataset(report / "scores.nc", engine="h5netcdf"))
+    names: Sequence[str] = FIGURES
+    if len(summary["systems"]) > MANY:
+        drawings["rows"] = rows_by_system(summary["systems"])
+        names = ("rows", *(name for name in FIGURES if name not in LINES))
     drawn = []
-    for name in FIGURES:
+    for name in names:
         if name in drawings:
             drawn.append(f"{told}_{name}.svg")
             drawings[name].savefig(
