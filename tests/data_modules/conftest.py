@@ -1,6 +1,8 @@
 """Small cubes whose values say where they come from, and a server of buckets."""
 
 import logging
+import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,10 @@ import pytest
 import xarray as xr
 
 MakeCube = Callable[..., Path]
+
+# Read when gcsfs is imported: else it asks for the kind of a bucket by gRPC, which the emulator of
+# Google's storage does not speak.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
 def encoded(trajectories: int, frames: int, rows: int = 4, columns: int = 5) -> np.ndarray:
@@ -69,4 +75,21 @@ def s3() -> Iterator[dict[str, Any]]:
     options = {"key": "key", "secret": "secret", "endpoint_url": f"http://{host}:{port}"}
     fsspec.filesystem("s3", **options).mkdir("climate")
     yield options
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[dict[str, Any]]:
+    """Storage options of an emulator of Google's storage, with an empty bucket named `climate`."""
+    pytest.importorskip("gcsfs", reason="gcsfs is not installed: pip install 'dyngen[test]'")
+    emulator = pytest.importorskip(
+        "gcp_storage_emulator.server", reason="gcp-storage-emulator is not installed"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
+    running = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="climate")
+    running.start()
+    yield {"token": "anon", "endpoint_url": f"http://127.0.0.1:{port}"}
     running.stop()

@@ -73,6 +73,22 @@ def test_every_kind_of_zarr_in_a_bucket(s3: Options, how: str) -> None:
     np.testing.assert_array_equal(read[0, :, 0], dataset["pr"].values[3:17])
 
 
+def test_zarr_in_a_google_bucket(gcs: Options) -> None:
+    dataset = fields(days("2001-01-01", 20))
+    for how in ("v3", "v2 consolidated"):
+        url = f"gs://climate/{how.replace(' ', '-')}.zarr"
+        dataset.to_zarr(url, storage_options=gcs, **STORED[how])
+        read = open_cube(url, storage_options=gcs).read(slice(0, 1), slice(3, 17))
+        np.testing.assert_array_equal(read[0, :, 0], dataset["pr"].values[3:17])
+    data = ClimateCubeDataModule(
+        url, in_memory=False, num_workers=2, batch_size=4, storage_options=gcs
+    )
+    assert next(iter(data.train_dataloader()))["frames"].shape == (4, 2, 1, 4, 6)
+    for missing in ("gs://climate/none.zarr", "gs://nowhere/pr.zarr"):
+        with refused(f"There is no cube at {missing}; make it first, or correct the path."):
+            open_cube(missing, storage_options=gcs)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_from_a_bucket(s3: Options, workers: int) -> None:
     dataset = fields(days("2001-01-01", 60))
