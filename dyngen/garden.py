@@ -30,13 +30,15 @@ ABLATION: Mapping[str, tuple[str, str, str]] = {
     "volume": ("autoencoder", "--model.init_args.network.init_args.coordination", "volume"),
     **{
         f"terms_{terms}": (
-            *("autoencoder", "--model.init_args.network.init_args.terms"),
+            "autoencoder",
+            "--model.init_args.network.init_args.terms",
             str(terms),
         )
         for terms in (4, 8, 24)
     },
     "image_size": (
-        *(SCALED, "--model.init_args.autoencoder"),
+        SCALED,
+        "--model.init_args.autoencoder",
         f"{{out}}/{SCALED}/checkpoints/last.ckpt",
     ),
 }

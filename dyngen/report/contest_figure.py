@@ -23,15 +23,14 @@ def rows_by_system(systems: Mapping[str, Any]) -> Figure:
             and `spread_skill`, each by lead. The first lead and the last are shown; systems that
             are compared with none are left out.
     """
-    leads = list(next(iter(systems.values()))["crps"])
-    leads = [leads[0], leads[-1]]
+    first, *_, last = next(iter(systems.values()))["crps"]
     compared = [name for name, of in systems.items() if "crps_ratio" in of]
-    names = sorted(compared, key=lambda name: systems[name]["crps_ratio"][leads[1]], reverse=True)
+    names = sorted(compared, key=lambda name: systems[name]["crps_ratio"][last], reverse=True)
     figure = Figure(figsize=(7.6, 1.0 + 0.21 * len(names)), layout="constrained")
     ratio, calibration = figure.subplots(1, 2, sharey=True)
     for axes in (ratio, calibration):
         axes.axvline(1, color=INK, linewidth=0.8)
-    for lead, colour, shift in zip(leads, COLOURS, (0.15, -0.15), strict=False):
+    for lead, colour, shift in zip((first, last), COLOURS, (0.15, -0.15), strict=False):
         for row, name in enumerate(names):
             of = systems[name]
             value, ends = of["crps_ratio"][lead], of.get("crps_ratio_interval", {})
