@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from data_modules.along import Along
 from dyngen.diffusion.denoiser import Denoiser
+from dyngen.diffusion.precision import computes_bf16
 from dyngen.models import TimeConsistencyDiscriminator
 from dyngen.rollout import Field, FrameSampler, Sampling, frame_sampler, write_rollout
 from dyngen.rollout.randomness import FrameNoise
@@ -89,8 +90,8 @@ def _made(configuration: dict[str, Any]) -> nn.Module:
 
 
 def _measure(model: Model, device: torch.device, members: int, folder: Path) -> dict[str, Any]:
-    guided = frame_sampler(model, sampling())
-    alone = frame_sampler(model, _unguided())
+    guided = frame_sampler(model, sampling(), device)
+    alone = frame_sampler(model, _unguided(), device)
     count = iter(range(10**6))
 
     def rolling(sampler: FrameSampler) -> Callable[[], object]:
@@ -202,7 +203,7 @@ def _bare(
                 for _ in range(logits):
                     model.logit_gradient(x, sigma, estimate, history, context, **known)
 
-    bf16 = sampling().precision == "bf16"
+    bf16 = sampling().precision == "bf16" and computes_bf16(device)
 
     def cast() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

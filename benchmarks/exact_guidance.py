@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from dyngen.callbacks.averaging import ExponentialMovingAverage
 from dyngen.diffusion.guidance import discriminator_guidance, guide
 from dyngen.diffusion.noise import LogNormalNoise, edm_sigmas
+from dyngen.diffusion.precision import computes_bf16
 from dyngen.diffusion.samplers import heun
 from dyngen.metrics.crps import crps_ensemble
 from dyngen.models import ImageDDPM, TimeConsistencyDiscriminator
@@ -79,7 +80,7 @@ def _fit(model: LightningModule, fields: Fields, steps: int) -> None:
     trainer = Trainer(
         max_steps=steps,
         accelerator="cpu",
-        precision="bf16-mixed",
+        precision="bf16-mixed" if computes_bf16(torch.device("cpu")) else "32-true",
         gradient_clip_val=1.0,
         logger=False,
         enable_checkpointing=False,

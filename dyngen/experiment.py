@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
+import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 
 from dyngen.callbacks.cost import TrainingCost
 from dyngen.callbacks.progress import TrainingProgress
+from dyngen.diffusion.precision import computes_bf16, tell_of_single_precision
 from dyngen.models.checkpoints import not_on_disk, read_checkpoint
 from dyngen.options import OptionParser
 
@@ -72,8 +74,14 @@ class ExperimentCLI(LightningCLI):
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, counting what training costs, with one bar unless bars are switched off."""
+        """The trainer, counting what training costs, with one bar unless bars are switched off.
+
+        In full precision where bf16 is asked for, and a CPU that has none is to compute it.
+        """
         settings = self.config_init[self.subcommand].trainer
+        if settings.get("precision") == "bf16-mixed" and not computes_bf16(_device(settings)):
+            tell_of_single_precision()
+            settings.precision = "32-true"
         given = settings.callbacks or []  # a Trainer takes a single one too
         given = given if isinstance(given, list) else [given]
         settings.callbacks = [*given, TrainingCost()]
@@ -131,6 +139,13 @@ class ExperimentCLI(LightningCLI):
                     "with that, delete the folder to start anew, or choose another one with "
                     "--trainer.logger.init_args.version."
                 )
+
+
+def _device(settings: Any) -> torch.device:
+    """The kind of device that a trainer with these settings takes."""
+    asked = settings.get("accelerator") or "auto"
+    others = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return torch.device("cpu" if asked == "cpu" or (asked == "auto" and not others) else "cuda")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -93,7 +93,8 @@ def forecast(
             for network in trained.modules():
                 if isinstance(network, UNet2d):
                     network.compile()
-        sampler = frame_sampler(trained, sampling)
+        place = local_device(device, processes)
+        sampler = frame_sampler(trained, sampling, place)
         given = sampler.history_length
         before = max(given, history or given)
         description = data.description()
@@ -108,7 +109,6 @@ def forecast(
         along = Along(description, times[:, -1], data.cube.calendar)
         histories = along.normalisation.normalise(physical, times)
         context = along.context(getattr(sampler, "frames", 1))
-        place = local_device(device, processes)
         field = initial_field(data, places, description)
         if years is not None:
             steps = _steps_in_years(field, years, data.path)

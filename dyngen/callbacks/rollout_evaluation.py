@@ -174,7 +174,9 @@ class RolloutEvaluation(Callback):
                 "data_modules.ClimateCubeDataModule, under data."
             )
         output = Path(self.output or trainer.log_dir or trainer.default_root_dir)
-        samplers = {name: frame_sampler(model, how) for name, how in self.systems.items()}
+        samplers = {
+            name: frame_sampler(model, how, model.device) for name, how in self.systems.items()
+        }
         history = max(sampler.history_length for sampler in samplers.values())
         start = _Start(data, split, history, self.leads)
         callbacks: list[Callback] = vars(trainer)["callbacks"]

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from dyngen.diffusion.noise import edm_sigmas
+from dyngen.diffusion.precision import computes_bf16, tell_of_single_precision
 from dyngen.rollout.frame_sampler import ConditionalFrameSampler, FrameSampler, GuidedFrameSampler
 
 GUIDED_SIGMA_MAX, SIGMA_MAX = 4.0, 40.0
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Sampling:
         clip: Largest absolute value of a denoised estimate, in standard deviations of the data; a
             little above what occurs. It keeps a rare excursion from feeding on itself.
         options: Further arguments of the sampler, such as `churn` for heun or `eta` for ddim.
-        precision: Of the networks: full or bf16.
+        precision: Of the networks: full, or bf16 where the device has it.
 
     Raises:
         ValueError: For noise levels that are not positive and ascending, or no steps.
@@ -74,7 +76,7 @@ class Sampling:
             )
 
 
-def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
+def frame_sampler(model: Any, sampling: Sampling, device: torch.device = CPU) -> FrameSampler:
     """The frame sampler of a trained model.
 
     Args:
@@ -85,11 +87,16 @@ def frame_sampler(model: Any, sampling: Sampling) -> FrameSampler:
             one where there is no such attribute; without both, frames follow from nothing: an
             image model alone.
         sampling: The settings.
+        device: Where frames are to be sampled: on a CPU that has no bf16 its networks are computed
+            in full precision.
 
     Raises:
         ValueError: For settings that this model cannot sample with.
     """
     precision = torch.bfloat16 if sampling.precision == "bf16" else None
+    if precision is not None and not computes_bf16(device):
+        tell_of_single_precision()
+        precision = None
     name = sampling.sampler or ("dpm_solver_pp_2m" if sampling.particles == 1 else None)
     logit = getattr(model, "logit", None)
     history = getattr(model, "history_length", None)
