@@ -22,7 +22,7 @@ variance of one, so that sigma_max is to be chosen by the spread of the last fra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -33,6 +33,7 @@ from torch import Tensor
 from dyngen.diffusion.guidance import discriminator_guidance, guide
 from dyngen.diffusion.particles import sample_with_particles
 from dyngen.diffusion.samplers import SAMPLERS, check_sigmas
+from dyngen.rollout.cycle_spinning import Shift, described, spun
 from dyngen.rollout.randomness import FrameNoise
 
 Diagnostics = dict[str, Tensor]  # each (B,)
@@ -98,6 +99,7 @@ class GuidedFrameSampler:
         clip: largest absolute value of a denoised estimate, normalised, or None; not with
             particles.
         autocast: a lower precision (torch.bfloat16) for the networks, or None.
+        shifts: of frames, along y and x, that the expectation is the mean over (see `spun`).
 
     Raises:
         ValueError: for an unknown sampler, one without noise for particles, particles without a
@@ -123,6 +125,7 @@ class GuidedFrameSampler:
         threshold: float = 0.5,
         clip: float | None = None,
         autocast: torch.dtype | None = None,
+        shifts: Sequence[Shift] = ((0, 0),),
     ) -> None:
         check_sigmas(sigmas)
         if history_length < 1 or particles < 1:
@@ -147,6 +150,7 @@ class GuidedFrameSampler:
         self.threshold = threshold
         self.clip = clip
         self.autocast = autocast
+        self.shifts = list(shifts)
         self.diagnostic_names: tuple[str, ...] = (
             ("effective_sample_size", "smallest_effective_sample_size") if particles > 1 else ()
         )
@@ -219,7 +223,8 @@ class GuidedFrameSampler:
         if self.expectation is None or (self.scale == 0 and self.particles == 1):
             return conditioning
         with _autocast(self.autocast, history.device):
-            return {**conditioning, **self.expectation(history, **conditioning)}
+            expectation = spun(self.expectation, self.shifts)
+            return {**conditioning, **expectation(history, **conditioning)}
 
     @property
     def starts_from_history(self) -> bool:
@@ -245,6 +250,7 @@ class GuidedFrameSampler:
             "history_length": self.history_length,
             "clip": self.clip,
             "precision": str(self.autocast or "full"),
+            **described(self.shifts),
         }
 
 
@@ -266,6 +272,7 @@ class ConditionalFrameSampler:
         options: further arguments of the sampler.
         clip: largest absolute value of a denoised estimate, normalised, or None.
         autocast: a lower precision for the network, or None.
+        shifts: of frames, along y and x, that each estimate is the mean over (see `spun`).
 
     Raises:
         ValueError: for an unknown sampler, noise levels that are not a grid, or an overlap that
@@ -286,6 +293,7 @@ class ConditionalFrameSampler:
         options: Mapping[str, Any] | None = None,
         clip: float | None = None,
         autocast: torch.dtype | None = None,
+        shifts: Sequence[Shift] = ((0, 0),),
     ) -> None:
         check_sigmas(sigmas)
         if not 0 <= overlap < frames:
@@ -301,6 +309,7 @@ class ConditionalFrameSampler:
         self.sampler, self.options = _choose_sampler(sampler, options or {}, particles=1)
         self.clip = clip
         self.autocast = autocast
+        self.shifts = list(shifts)
 
     @torch.no_grad()
     def __call__(
@@ -321,8 +330,9 @@ class ConditionalFrameSampler:
             ValueError: if the history is not (B, history_length, C, H, W).
         """
         _check_history(history, self.history_length)
-        denoiser = _Counted(partial(self.denoiser, history=history, **conditioning))
-        clipped = _clipped(denoiser, self.clip)
+        denoiser = _Counted(self.denoiser)
+        known = partial(spun(denoiser, self.shifts), history=history, **conditioning)
+        clipped = _clipped(known, self.clip)
         last = history[:, -1]
         if self.frames > 1:
             last = last[:, None].expand(-1, self.frames, -1, -1, -1)
@@ -346,6 +356,7 @@ class ConditionalFrameSampler:
             "overlap": self.frames - self.block_length,
             "clip": self.clip,
             "precision": str(self.autocast or "full"),
+            **described(self.shifts),
         }
 
 

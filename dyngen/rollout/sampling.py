@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dyngen.diffusion.noise import edm_sigmas
 from dyngen.diffusion.precision import computes_bf16, tell_of_single_precision
+from dyngen.rollout.cycle_spinning import check_shifts
 from dyngen.rollout.frame_sampler import ConditionalFrameSampler, FrameSampler, GuidedFrameSampler
 
 GUIDED_SIGMA_MAX, SIGMA_MAX = 4.0, 40.0
@@ -46,6 +47,11 @@ class Sampling:
         clip: Largest absolute value of a denoised estimate, in standard deviations of the data; a
             little above what occurs. It keeps a rare excursion from feeding on itself.
         options: Further arguments of the sampler, such as `churn` for heun or `eta` for ddim.
+        shifts: Shifts of frames, in cells along y and x, to average over what the networks say of
+            the history: the guided forecast, once for each frame, or each estimate of a model that
+            is given the history. A U-Net that folds patches says another thing of a frame that is
+            moved by less than a patch; along periodic axes [[0, 0], [1, 1]] makes up for most of it
+            (cycle spinning; see `dyngen.rollout.cycle_spinning`).
         precision: Of the networks: full, or bf16 where the device has it.
 
     Raises:
@@ -65,6 +71,7 @@ class Sampling:
     overlap: int = 0
     clip: float | None = None
     options: dict[str, float] = field(default_factory=dict)
+    shifts: list[list[int]] = field(default_factory=lambda: [[0, 0]])
     precision: Literal["full", "bf16"] = "full"
 
     def __post_init__(self) -> None:
@@ -97,6 +104,7 @@ def frame_sampler(model: Any, sampling: Sampling, device: torch.device = CPU) ->
     if precision is not None and not computes_bf16(device):
         tell_of_single_precision()
         precision = None
+    shifts = check_shifts(sampling.shifts, model)
     name = sampling.sampler or ("dpm_solver_pp_2m" if sampling.particles == 1 else None)
     logit = getattr(model, "logit", None)
     history = getattr(model, "history_length", None)
@@ -119,6 +127,7 @@ def frame_sampler(model: Any, sampling: Sampling, device: torch.device = CPU) ->
             options=sampling.options,
             clip=sampling.clip,
             autocast=precision,
+            shifts=shifts,
         )
     if sampling.overlap:
         raise ValueError(
@@ -140,6 +149,7 @@ def frame_sampler(model: Any, sampling: Sampling, device: torch.device = CPU) ->
         threshold=sampling.threshold,
         clip=sampling.clip,
         autocast=precision,
+        shifts=shifts,
     )
 
 

@@ -13,7 +13,7 @@ from dyngen.contest import read_contest
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
-RULES = ("contest", "ablation", "seeds", "history", "batches")
+RULES = ("contest", "ablation", "seeds", "history", "batches", "shifts")
 CONTESTS = [path for path in EXPERIMENTS if path.stem in RULES]
 CONFIGURATIONS = [path for path in EXPERIMENTS if path.stem not in RULES]
 IMAGE = ROOT / "experiments" / "turbulence" / "image.yaml"
