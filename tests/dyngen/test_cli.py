@@ -13,6 +13,7 @@ from dyngen.contest import read_contest
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
+INFORMATION = ("INFO: Seed set", "this CPU has no bf16")
 RULES = ("contest", "ablation", "seeds", "history", "batches", "shifts")
 CONTESTS = [path for path in EXPERIMENTS if path.stem in RULES]
 CONFIGURATIONS = [path for path in EXPERIMENTS if path.stem not in RULES]
@@ -25,7 +26,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         main([str(argument) for argument in arguments])
     assert refusal.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    said = [line for line in lines if not line.startswith("INFO: Seed set")]
+    said = [line for line in lines if not line.startswith(INFORMATION)]
     assert len(said) == 1, lines
     return said[0]
 
