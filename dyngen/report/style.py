@@ -7,6 +7,7 @@ page. Styles hold inside :func:`styled` alone; no state of pyplot is touched.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -30,6 +31,7 @@ COLOURS = {
     "#8a6d00": "#e0c04a",
     "#5f4bb6": "#a99cf0",
 }
+DASHES: tuple[Dashes, ...] = ("-", (0, (6, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (2, 1)))
 DARK_PAGE = {INK: "#e8eaee", FAINT: "#363a42", SHADE: "#8b929d", **COLOURS}
 FIXED: dict[str, tuple[str, Dashes]] = {
     "truth": (INK, "-"),
@@ -85,15 +87,19 @@ class Look:
 
 
 def looks(systems: Iterable[str]) -> dict[str, Look]:
-    """A look for each system: the truth in ink, what is to be beaten in grey, others in colour."""
-    free = iter([*COLOURS] * 4)
+    """A look for each system: the truth in ink, what is to be beaten in grey, others in colour.
+
+    Where there are more than colours, the next ones are dashed.
+    """
+    free = itertools.cycle(itertools.product(DASHES, COLOURS))
     found = {}
     for system in systems:
         if system in FIXED:
             colour, dashes = FIXED[system]
             found[system] = Look(colour, dashes, 2.0 if colour == INK else 1.3)
         else:
-            found[system] = Look(next(free), "-")
+            dashes, colour = next(free)
+            found[system] = Look(colour, dashes)
     return found
 
 

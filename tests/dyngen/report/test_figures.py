@@ -21,6 +21,7 @@ from dyngen.report.figures import (
     score_figures,
     spectra,
 )
+from dyngen.report.style import looks
 
 OF_FORECASTS = [
     "crps",
@@ -208,3 +209,9 @@ def test_a_single_threshold_system_and_neighbourhood_are_drawn(world: dict[str, 
     assert {"reliability", "roc", "fractions_skill", "spread_skill_by_scale"} <= set(figures)
     for figure in figures.values():
         assert drawn(figure).std() > 5
+
+
+def test_systems_look_different() -> None:
+    names = ["truth", "persistence", "climatology", *(f"system_{i}" for i in range(20))]
+    assert len({(look.colour, look.dashes) for look in looks(names).values()}) == len(names)
+    assert len(looks(map(str, range(30)))) == 30  # more than there are looks
