@@ -14,7 +14,7 @@ def computes_bf16(device: torch.device) -> bool:
     """Whether a device has bf16 convolutions, and does not imitate them.
 
     A CPU needs AVX-512, or bf16 instructions on ARM: without, PyTorch falls back to loops that take
-    twenty times as long as single precision.
+    many times as long as single precision.
     """
     if device.type != "cpu":
         return True
