@@ -267,7 +267,7 @@ class TrajectoryDataModule(LightningDataModule):
         mirrored = training and self.flip and random.random() < 0.5
         rows, columns = slice(int(y), int(y) + kept[0]), slice(int(x), int(x) + kept[1])
         fields = {name: values[position] for name, values in clips.fields.items()}
-        moved = _mirrored(fields["displacement"][..., rows, columns].float(), mirrored)
+        moved = _mirrored(fields["displacement"][..., rows, columns], mirrored).float()
         if mirrored:
             moved[:, 0] = -moved[:, 0]  # its own copy: it was turned around
         given = {

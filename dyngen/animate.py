@@ -21,7 +21,7 @@ from torch.nn import functional
 from dyngen.film import check_film, needs_even_sides, write_film
 from dyngen.models import MotionRenderer, SpectralLDM
 from dyngen.models.checkpoints import load_model
-from dyngen.models.spectral_ldm import LOOP_SCALE
+from dyngen.models.spectral_ldm import GUIDANCE_SCALE, LOOP_SCALE, STEPS
 from dyngen.motion.holes import splat_frames
 from dyngen.motion.loops import loop_closure
 from dyngen.motion.spectral_volume import displacement_at
@@ -75,7 +75,7 @@ def animate(
     loop: bool = False,
     loop_scale: float = LOOP_SCALE,
     steps: int | None = None,
-    guidance_scale: float = 1.75,
+    guidance_scale: float = GUIDANCE_SCALE,
     largest: int = 1024,
     device: str = "auto",
     progress: bool = True,
@@ -99,7 +99,7 @@ def animate(
         mask: Picture that is bright where things may move; elsewhere nothing does.
         loop: Guide the motion that is sampled so that its end meets its beginning.
         loop_scale: u, how strongly.
-        steps: Of the sampler; 250, or 500 for a loop.
+        steps: Of the sampler; 50, or 500 for a loop.
         guidance_scale: w of classifier-free guidance.
         largest: Longer side of the film in pixels; a larger picture is made smaller.
         device: cpu, cuda, or auto.
@@ -190,7 +190,7 @@ def sample_motion(
     seed: int = 0,
     loop: bool = False,
     steps: int | None = None,
-    guidance_scale: float = 1.75,
+    guidance_scale: float = GUIDANCE_SCALE,
     name: str = "the picture",
     loop_scale: float = LOOP_SCALE,
 ) -> Swaying:
@@ -201,7 +201,7 @@ def sample_motion(
         image: (1, 3, H, W) in -1..1; it is resized to the size of the clips trained on.
         seed: Of the sample.
         loop: Guide it so that its end meets its beginning (Li et al. 2024, section 6).
-        steps: Of the sampler; 250, or 500 for a loop.
+        steps: Of the sampler; 50, or 500 for a loop.
         guidance_scale: w of classifier-free guidance.
         name: Of the picture, for errors.
         loop_scale: u of the guidance of a loop.
@@ -220,7 +220,7 @@ def sample_motion(
     height, width = int(clips["height"]), int(clips["width"])
     _check_proportions(image.shape[-2:], (height, width), name, "the clips trained on")
     small = functional.interpolate(image, (height, width), mode="bilinear", antialias=True)
-    options: dict[str, Any] = {"steps": steps or (500 if loop else 250)}
+    options: dict[str, Any] = {"steps": steps or (500 if loop else STEPS)}
     if loop:
         options |= {
             "terms": [model.loop_term(small, loop_scale)],

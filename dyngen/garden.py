@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from data_modules.extract_motion import end_point_error
 from data_modules.trajectories import TrajectoryDataModule
 from dyngen.garden_results import motion_results, write_results
 from dyngen.models.checkpoints import read_checkpoint, training_cost
+from dyngen.models.spectral_ldm import GUIDANCE_SCALE
 from dyngen.real_clips import real_clips, real_clips_markdown
 from dyngen.report.motion import amplitude_figure, correlation_figure, spectrum_figure
 from dyngen.simulate.garden import Garden
@@ -24,32 +25,42 @@ MOTION = ("cube", "autoencoder", "spectral_base", "spectral_ldm")  # files of th
 VERSION = "--trainer.logger.init_args.version"
 SCALED = "autoencoder_image_size"
 
-# Stage 1 of the latent diffusion again, with one thing changed: what it waits for, an option
-# and its value, in which {out} is the folder of all.
-ABLATION: Mapping[str, tuple[str, str, str]] = {
-    "volume": ("autoencoder", "--model.init_args.network.init_args.coordination", "volume"),
+# Stage 1 of the latent diffusion again, with one thing changed: what it waits for, and options, in
+# which {out} is the folder of all. A volume has all terms of a clip at once, and so takes more
+# clips a step.
+ABLATION: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "volume": (
+        "autoencoder",
+        (
+            *("--model.init_args.network.init_args.coordination", "volume"),
+            *("--data.init_args.batch_size", "8"),
+        ),
+    ),
     **{
         f"terms_{terms}": (
             "autoencoder",
-            "--model.init_args.network.init_args.terms",
-            str(terms),
+            ("--model.init_args.network.init_args.terms", str(terms)),
         )
         for terms in (4, 8, 24)
     },
     "image_size": (
         SCALED,
-        "--model.init_args.autoencoder",
-        f"{{out}}/{SCALED}/checkpoints/last.ckpt",
+        ("--model.init_args.autoencoder", f"{{out}}/{SCALED}/checkpoints/last.ckpt"),
     ),
 }
-COLUMNS = (
-    "reconstruction_error",
+SAMPLINGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "DDIM": ("coordinated", {"sampler": "ddim"}),
+    "DDIM, 100 steps": ("coordinated", {"sampler": "ddim", "steps": 100}),
+    "classifier-free guidance": ("coordinated", {"guidance_scale": GUIDANCE_SCALE}),
+}
+OF_SAMPLES = (
     "power_spectrum_distance_db",
     "amplitude_distance",
     "spatial_correlation_error",
     "frequency_coherence_error",
     "area_under_curve",
 )
+COLUMNS = ("reconstruction_error", *OF_SAMPLES)
 
 
 def garden(
@@ -58,7 +69,7 @@ def garden(
     results: Path = Path("docs/results/garden"),
     ablation: bool = True,
     clips: int = 16,
-    steps: int = 50,
+    steps: int = 25,
     flow_clips: int = 4,
     videos: list[Path] | None = None,
     device: str = "auto",
@@ -98,6 +109,7 @@ def garden(
         results / "motion.json",
         clips=clips,
         steps=steps,
+        samplings=SAMPLINGS if ablation else None,
         device=device,
         command=_command(experiment, videos or []),
     )
@@ -173,13 +185,13 @@ def motion_stages(experiment: Path, out: Path, ablation: bool) -> list[Stage]:
         ),
     ]
 
-    def again(name: str, config: str, title: str, after: str, option: str, value: str) -> Stage:
-        words = (option, value.format(out=out), VERSION, name)
+    def again(name: str, config: str, title: str, after: str, options: tuple[str, ...]) -> Stage:
+        words = (*(word.format(out=out) for word in options), VERSION, name)
         return fit(name, config, f"Train {title}: {name.replace('_', ' ')}", after, *words)
 
     if ablation:
         scaling = ("--model.init_args.normalisation", "image_size")
-        stages.append(again(SCALED, "autoencoder", "once more", "simulate", *scaling))
+        stages.append(again(SCALED, "autoencoder", "once more", "simulate", scaling))
         for name, change in ABLATION.items():
             stages.append(again(name, "spectral_base", "the latent diffusion", *change))
     return [one for one in stages if one.name != "simulate" or not clips.exists()]
@@ -211,7 +223,7 @@ def write_motion_page(results: Path, found: Mapping[str, Any]) -> None:
             results / f"{name}.svg", facecolor="white", metadata={"Date": None}, bbox_inches="tight"
         )
     kept = ", ".join(f"{value:.3f} with {k}" for k, value in found["energy_kept"].items())
-    head = ["model", "terms", *(name.replace("_", " ") for name in COLUMNS), "s / sample"]
+    head = ["model", "terms", *_spoken(COLUMNS), "s / sample"]
     rows = [
         [
             name.replace("_", " "),
@@ -223,14 +235,31 @@ def write_motion_page(results: Path, found: Mapping[str, Any]) -> None:
     ]
     floor = found.get("floor", {})
     rows.append(["half of the clips", "–", *(_digits(floor.get(c)) for c in COLUMNS), "–"])
-    lines = [head, ["---"] * len(head), *rows]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = _markdown(head, rows)
+    others = [
+        [
+            f"{of['model']}, {name}",
+            f"{of['sampler']}, {of['steps']} steps, w {of['guidance_scale']:g}",
+            *(_digits(of.get(column)) for column in OF_SAMPLES),
+            _digits(of["seconds_per_sample"]),
+        ]
+        for name, of in found.get("samplings", {}).items()
+    ]
+    usual = found["sampling"]
+    sampled = (
+        f"All are sampled with {usual['sampler']}, {usual['steps']} steps and w "
+        f"{usual['guidance_scale']:g}. "
+    )
+    if others:
+        head = ["otherwise", "sampling", *_spoken(OF_SAMPLES), "s / sample"]
+        sampled += f"In other ways:\n\n{_markdown(head, others)}\n\n"
     minutes = sum(found["seconds"].values()) / 60
     real = found.get("real_clips")
     (results / "motion.md").write_text(
         f"# Motion on the garden\n\n`{found['command']}`: {minutes:.0f} minutes of training on "
         f"{found['machine']['processor']}, {found['clips']} held-out clips.\n\n{table}\n\n"
         "Half of the clips: the distance of one half of the held-out clips from the other.\n\n"
+        f"{sampled}"
         f"The autoencoder alone reconstructs with an error of "
         f"{_digits(found['reconstruction_error']['autoencoder'])}. "
         f"Of the mean square displacement terms keep {kept}. Optical flow finds the true "
@@ -239,6 +268,15 @@ def write_motion_page(results: Path, found: Mapping[str, Any]) -> None:
         + "\n"
         + (f"\n## Real films\n\n{real_clips_markdown(real)}" if real else "")
     )
+
+
+def _spoken(names: Iterable[str]) -> list[str]:
+    return [name.replace("_", " ") for name in names]
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _command(experiment: Path, videos: list[Path]) -> str:
@@ -251,7 +289,7 @@ def _training_seconds(folder: Path) -> float:
 
 
 def _table(found: Mapping[str, Any]) -> Table:
-    table = Table("model", *(name.replace("_", " ") for name in COLUMNS), box=None)
+    table = Table("model", *_spoken(COLUMNS), box=None)
     for name, of in found["ablation"].items():
         table.add_row(name, *(_digits(of.get(column)) for column in COLUMNS))
     return table

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dyngen.models.checkpoints import load_model
 from dyngen.models.cube_module import VALIDATION_SIGMAS
-from dyngen.models.spectral_ldm import SpectralLDM, seeded_noise
+from dyngen.models.spectral_ldm import SAMPLER, SpectralLDM, seeded_noise
 from dyngen.motion.spectral_volume import FrequencyAdaptive, energy_lost, frequencies
 from dyngen.report.motion import motion_scores, reconstruction_error
 from dyngen.report.provenance import machine
@@ -34,9 +34,10 @@ def motion_results(
     out: Path = OUT,
     split: Literal["validate", "test"] = "test",
     clips: int = 16,
-    steps: int = 50,
+    steps: int = 25,
     guidance_scale: float = 0.0,
-    sampler: str = "ddim",
+    sampler: str = SAMPLER,
+    samplings: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
     seed: int = 0,
     device: str = "auto",
     command: str = "",
@@ -57,14 +58,17 @@ def motion_results(
         steps: Of the sampler.
         guidance_scale: w of classifier-free guidance.
         sampler: Name of the sampler.
+        samplings: By a name of its own, one of the models and in what it is sampled otherwise, such
+            as `{"w 1.75": ("coordinated", {"guidance_scale": 1.75})}`.
         seed: Of the samples.
         device: cpu, cuda, or auto.
         command: The command line that this is part of, for the record.
 
     Returns:
         What is in the file: `energy_kept` by K; `reconstruction_error` of the autoencoder alone and
-        of each model; `models`, all scores of each; `ablation`, the same in short; `floor`, how far
-        one half of the held-out clips is from the other; `machine`, `command` and settings.
+        of each model; `models`, all scores of each; `ablation`, the same in short; `samplings`,
+        likewise; `floor`, how far one half of the held-out clips is from the other; `machine`,
+        `command` and settings.
 
     Raises:
         ValueError: If there are no clips, or a checkpoint is of another kind of model.
@@ -78,6 +82,7 @@ def motion_results(
         "reconstruction_error_by_noise": {},
         "models": {},
         "ablation": {},
+        "samplings": {},
         "sampling": {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale},
         "machine": machine(),
         "command": command,
@@ -92,12 +97,7 @@ def motion_results(
             scale = adaptive or scale
         errors = reconstruction_errors(model, batches, scale.normalise)
         limit = autoencoder_error(model, batches, scale.normalise)
-        started = time.perf_counter()
-        sampled, real, mask = sample_all(
-            model, batches, seed, steps=steps, guidance_scale=guidance_scale, sampler=sampler
-        )
-        seconds = (time.perf_counter() - started) / len(sampled)
-        scores = motion_scores(sampled, real, mask)
+        scores, seconds, real = _sampled(model, batches, seed, results["sampling"])
         rate = float((model.cube or {}).get("fps") or 30.0)
         scores["frequencies"] = frequencies(model.terms, model.frames, rate).tolist()
         results["models"][name] = scores
@@ -112,6 +112,16 @@ def motion_results(
             "seconds_per_sample": seconds,
             **in_short(scores),
         }
+        for other, (of, changes) in (samplings or {}).items():
+            if of == name:
+                settings = {**results["sampling"], **changes}
+                found, seconds, _ = _sampled(model, batches, seed, settings)
+                results["samplings"][other] = {
+                    "model": name,
+                    **settings,
+                    "seconds_per_sample": seconds,
+                    **in_short(found),
+                }
         if len(real) > 1 and "floor" not in results:
             first, second = real.tensor_split(2)
             results["floor"] = in_short(motion_scores(first, second))
@@ -228,6 +238,16 @@ def _open(checkpoint: Path) -> SpectralLDM:
             "checkpoint of SpectralLDM."
         )
     return model
+
+
+def _sampled(
+    model: SpectralLDM, batches: Iterable[Batch], seed: int, settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], float, Tensor]:
+    """Scores of sampled motion, seconds per sample, and the real motion (N, K, 4, H, W)."""
+    started = time.perf_counter()
+    sampled, real, mask = sample_all(model, batches, seed, **settings)
+    seconds = (time.perf_counter() - started) / len(sampled)
+    return motion_scores(sampled, real, mask), seconds, real
 
 
 def _told(row: Mapping[str, Any]) -> Iterable[str]:

@@ -21,7 +21,7 @@ from dyngen.garden import MOTION, VERSION, check_experiment, motion_stages
 from dyngen.garden_results import write_results
 from dyngen.models import MotionRenderer
 from dyngen.models.checkpoints import read_checkpoint
-from dyngen.models.spectral_ldm import LOOP_SCALE
+from dyngen.models.spectral_ldm import LOOP_SCALE, SAMPLER
 from dyngen.motion.holes import splat_frames
 from dyngen.motion.spectral_volume import displacement_frames, spectral_volume
 from dyngen.motion.splatting import motion_importance
@@ -64,7 +64,7 @@ def rendering(
     clips: int = 16,
     frames: int | None = None,
     loop_clips: int = 4,
-    steps: int = 50,
+    steps: int = 25,
     guidance_scale: float = 0.0,
     features: Features = Features(),  # noqa: B008 (frozen)
     seed: int = 0,
@@ -129,7 +129,7 @@ def rendering(
     found["sampling"] = {
         "steps": steps,
         "guidance_scale": guidance_scale,
-        "sampler": {"without_guidance": "ddim", "with_guidance": "self_recurrent_ddim"},
+        "sampler": {"without_guidance": SAMPLER, "with_guidance": "self_recurrent_ddim"},
         "loop_scale": {"with_guidance": LOOP_SCALE, "with_less_guidance": PAPER_LOOP_SCALE},
     }
     found["training"] = {

@@ -142,9 +142,13 @@ class MotionAutoencoder(MotionModule):
         shift, scale = self._latent_scale(flat)
         return self.network.decode(flat * scale + shift).unflatten(0, latents.shape[:2])
 
-    def normalise(self, volume: Tensor) -> Tensor:
-        """Volumes (B, K, 4, H, W) in pixels to what the network sees, of the same shape."""
-        return self.normalisation.normalise(volume)
+    def normalise(self, volume: Tensor, term: Tensor | None = None) -> Tensor:
+        """Volumes (B, K, 4, H, W) in pixels to what the network sees, of the same shape.
+
+        Args:
+            term: (B, n), where the volumes are of these terms alone: (B, n, 4, H, W).
+        """
+        return self.normalisation.normalise(volume, term)
 
     def denormalise(self, normalised: Tensor) -> Tensor:
         """The inverse of `normalise`; the mean, which has no phase, is real."""
@@ -161,8 +165,7 @@ class MotionAutoencoder(MotionModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of some slices of each clip."""
-        normalised = self.normalise(self.volume(batch["displacement"]))
-        x, _ = some_terms(normalised, self.slices)
+        x = self.normalise(*some_terms(self.volume(batch["displacement"]), self.slices))
         x = x.flatten(0, 1)
         mean, log_variance = self.network.encode(x)
         self._follow(mean.detach())

@@ -175,9 +175,17 @@ class FrequencyAdaptive(nn.Module):
             )
         self.register_buffer("scales", scales)
 
-    def normalise(self, volume: Tensor) -> Tensor:
-        """``(B, K, 4, H, W)`` in pixels to the same shape without units."""
-        return volume.sign() * (volume.abs() / self._scales(volume)).sqrt()
+    def normalise(self, volume: Tensor, term: Tensor | None = None) -> Tensor:
+        """``(B, K, 4, H, W)`` in pixels to the same shape without units.
+
+        Args:
+            term: ``(B, n)``, where the volume is of these terms alone: ``(B, n, 4, H, W)``.
+        """
+        if term is None:
+            scales = self._scales(volume)
+        else:
+            scales = self.scales.to(volume.dtype)[term][..., None, None, None]
+        return volume.sign() * (volume.abs() / scales).sqrt()
 
     def denormalise(self, normalised: Tensor) -> Tensor:
         """The inverse of :meth:`normalise`."""
@@ -195,8 +203,8 @@ class FrequencyAdaptive(nn.Module):
 class ImageSize(nn.Module):
     """Scaling by image size, the ablation: ``S / W`` for x and ``S / H`` for y."""
 
-    def normalise(self, volume: Tensor) -> Tensor:
-        """``(B, K, 4, H, W)`` in pixels to the same shape as a part of the image."""
+    def normalise(self, volume: Tensor, term: Tensor | None = None) -> Tensor:
+        """``(B, K, 4, H, W)`` in pixels to the same shape as a part of the image, for any terms."""
         return volume / self._sizes(volume)
 
     def denormalise(self, normalised: Tensor) -> Tensor:

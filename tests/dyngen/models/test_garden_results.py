@@ -79,6 +79,7 @@ def test_all_that_is_asked_for_is_measured(checkpoints: dict[str, Path], tmp_pat
     out.write_text(json.dumps({"end_point_error_median": 0.2, "energy_kept": {"2": 0.5}}))
     models = {name: checkpoints[name] for name in ("independent", "volume")}
     options: dict[str, Any] = {"clips": 6, "steps": 2, "seed": 3}
+    options["samplings"] = {"three steps of DDIM": ("volume", {"sampler": "ddim", "steps": 3})}
     results = motion_results(data, models, out, command="make results", **options)
     assert json.loads(out.read_text()) == results
     assert results["end_point_error_median"] == 0.2
@@ -105,6 +106,13 @@ def test_all_that_is_asked_for_is_measured(checkpoints: dict[str, Path], tmp_pat
     row = results["ablation"]["volume"]
     for name, value in in_short(expected).items():
         assert row[name] == pytest.approx(value, rel=1e-3), name
+    other = results["samplings"]["three steps of DDIM"]
+    settings = {"sampler": "ddim", "steps": 3, "guidance_scale": 0.0}
+    expected = motion_scores(
+        model.sample(data.batch()["image"][:6], 3, **settings), volume, data.image[:6, 0] > 0.5
+    )
+    for name, value in {**settings, "model": "volume", **in_short(expected)}.items():
+        assert other[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-3))
     assert row["terms"] == TERMS
     assert row["seconds_per_sample"] > 0
     assert results["models"]["volume"]["frequencies"] == pytest.approx([0, 2, 4])
@@ -136,12 +144,18 @@ def test_errors_are_in_the_units_of_the_first_model(
 
 def test_the_page_holds_the_numbers(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     models = {"coordinated": checkpoints["volume"], "independent": checkpoints["independent"]}
-    found = motion_results(MaskedMotion(), models, tmp_path / "motion.json", clips=4, steps=2)
+    samplings = {"DDIM": ("coordinated", {"sampler": "ddim"})}
+    found = motion_results(
+        MaskedMotion(), models, tmp_path / "motion.json", clips=4, steps=2, samplings=samplings
+    )
     found |= {"end_point_error_median": 0.123, "seconds": {"a": 120.0}}
     write_motion_page(tmp_path, found)
     page = (tmp_path / "motion.md").read_text()
     error = found["reconstruction_error"]["coordinated"]
     assert f"| coordinated | {TERMS} | {error:.3g} |" in page
+    assert "All are sampled with dpm_solver_pp_2m, 2 steps and w 0. In other ways:" in page
+    distance = found["samplings"]["DDIM"]["power_spectrum_distance_db"]
+    assert f"| coordinated, DDIM | ddim, 2 steps, w 0 | {distance:.3g} |" in page
     assert "2 minutes of training" in page
     assert "0.123 px" in page
     for name in ("motion_spectrum", "motion_amplitude", "motion_correlation"):

@@ -150,6 +150,10 @@ def test_normalisations_are_undone_exactly(seed: int, size: float) -> None:
         normalised = normalisation.normalise(volume)
         torch.testing.assert_close(normalisation.denormalise(normalised), volume)
         assert torch.equal(normalised.sign(), volume.sign())
+        some = torch.tensor([[3, 0], [1, 2]])  # the same for terms alone
+        clip = torch.arange(2)[:, None]
+        of_some = normalisation.normalise(volume[clip, some], some)
+        assert torch.equal(of_some, normalised[clip, some])
 
 
 def test_frequency_adaptive_normalisation_is_the_signed_root() -> None:
