@@ -26,9 +26,9 @@ VERSION = "--trainer.logger.init_args.version"
 SCALED = "autoencoder_image_size"
 
 # Stage 1 of the latent diffusion again, with one thing changed: what it waits for, and options, in
-# which {out} is the folder of all. A volume has all terms of a clip at once, and so takes more
-# clips a step.
+# which {out} is the folder of all.
 ABLATION: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    # All terms at once, and so twice the clips a step.
     "volume": (
         "autoencoder",
         (
@@ -37,10 +37,7 @@ ABLATION: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     **{
-        f"terms_{terms}": (
-            "autoencoder",
-            ("--model.init_args.network.init_args.terms", str(terms)),
-        )
+        f"terms_{terms}": ("autoencoder", ("--model.init_args.network.init_args.terms", str(terms)))
         for terms in (4, 8, 24)
     },
     "image_size": (
@@ -50,7 +47,6 @@ ABLATION: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 SAMPLINGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "DDIM": ("coordinated", {"sampler": "ddim"}),
-    "DDIM, 100 steps": ("coordinated", {"sampler": "ddim", "steps": 100}),
     "classifier-free guidance": ("coordinated", {"guidance_scale": GUIDANCE_SCALE}),
 }
 OF_SAMPLES = (

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from data_modules.climate_cube import check_compatible
 from data_modules.conditioning import context_maps
 from dyngen.diffusion.denoiser import align
+from dyngen.models.optimisers import OPTIMISERS, Optimiser
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +31,12 @@ class CubeModule(LightningModule):
     suffices to sample frames in physical units, and another cube is refused with a sentence.
 
     Args:
-        learning_rate: Peak learning rate of AdamW.
+        learning_rate: Peak learning rate.
         warmup_steps: Steps over which the learning rate rises linearly; it then falls as a cosine
             to a hundredth of the peak at the last step.
-        weight_decay: Weight decay of AdamW.
+        weight_decay: Weight decay.
         area_weighted: Whether errors count by the area of their cells.
+        optimiser: `adamw`, or `muon` for the kernels between hidden layers (see `MuonAdamW`).
     """
 
     def __init__(
@@ -43,12 +45,16 @@ class CubeModule(LightningModule):
         warmup_steps: int = 50,
         weight_decay: float = 0.0,
         area_weighted: bool = False,
+        optimiser: Optimiser = "adamw",
     ) -> None:
         super().__init__()
         self.area_weighted = area_weighted
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
+        if optimiser not in OPTIMISERS:
+            raise ValueError(f"optimiser is '{optimiser}'; choose {' or '.join(OPTIMISERS)}.")
+        self.optimiser = optimiser
         self.cube: dict[str, Any] | None = None
         self._windows: int | None = None  # in the batch at hand, which its static fields do not say
 
@@ -163,8 +169,8 @@ class CubeModule(LightningModule):
         return [p for p in self.parameters() if p.requires_grad]
 
     def configure_optimizers(self) -> Any:
-        """AdamW with linear warm-up and cosine decay over the trainer's own number of steps."""
-        optimiser = torch.optim.AdamW(
+        """The optimiser with linear warm-up and cosine decay over the trainer's number of steps."""
+        optimiser = OPTIMISERS[self.optimiser](
             self.trained_parameters(),
             lr=self.learning_rate,
             weight_decay=self.weight_decay,

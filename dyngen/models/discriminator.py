@@ -30,6 +30,7 @@ from dyngen.models.imported import (
     denoiser_from_folder,
     denoiser_from_state_dict,
 )
+from dyngen.models.optimisers import Optimiser
 from dyngen.networks.discriminators import ForecastEnergy, UNetEnergy
 
 # Small beside the other losses, whose share of a clipped gradient it must not take.
@@ -90,8 +91,9 @@ class TimeConsistencyDiscriminator(CubeModule):
         reference: Checkpoint of a conditional model whose denoising error is logged beside.
         learning_rate: Peak learning rate.
         warmup_steps: Steps of linear warm-up.
-        weight_decay: Weight decay of AdamW.
+        weight_decay: Weight decay.
         area_weighted: Whether denoising errors count by the area of their cells.
+        optimiser: `adamw`, or `muon` for the kernels between hidden layers (see `MuonAdamW`).
     """
 
     def __init__(
@@ -114,8 +116,9 @@ class TimeConsistencyDiscriminator(CubeModule):
         warmup_steps: int = 50,
         weight_decay: float = 0.0,
         area_weighted: bool = False,
+        optimiser: Optimiser = "adamw",
     ) -> None:
-        super().__init__(learning_rate, warmup_steps, weight_decay, area_weighted)
+        super().__init__(learning_rate, warmup_steps, weight_decay, area_weighted, optimiser)
         if min(history_noise, history_change, history_offset) < 0:
             raise ValueError(
                 f"history_noise is {history_noise}, history_change {history_change} and "

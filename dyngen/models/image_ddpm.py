@@ -17,6 +17,7 @@ from dyngen.models.cube_module import (
     frame_context,
     unless_given,
 )
+from dyngen.models.optimisers import Optimiser
 
 
 class ImageDDPM(CubeModule):
@@ -30,8 +31,9 @@ class ImageDDPM(CubeModule):
         sigma_data: Standard deviation of the normalised frames.
         learning_rate: Peak learning rate.
         warmup_steps: Steps of linear warm-up.
-        weight_decay: Weight decay of AdamW.
+        weight_decay: Weight decay.
         area_weighted: Whether errors count by the area of their cells.
+        optimiser: `adamw`, or `muon` for the kernels between hidden layers (see `MuonAdamW`).
     """
 
     def __init__(
@@ -44,8 +46,9 @@ class ImageDDPM(CubeModule):
         warmup_steps: int = 50,
         weight_decay: float = 0.0,
         area_weighted: bool = False,
+        optimiser: Optimiser = "adamw",
     ) -> None:
-        super().__init__(learning_rate, warmup_steps, weight_decay, area_weighted)
+        super().__init__(learning_rate, warmup_steps, weight_decay, area_weighted, optimiser)
         self.save_hyperparameters(ignore=unless_given("network", "noise"))
         self.denoiser = Denoiser(network, parameterisation, sigma_data)
         self.noise = noise or LogNormalNoise(-0.5, 1.4)

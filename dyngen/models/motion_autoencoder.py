@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dyngen.models.cube_module import unless_given
 from dyngen.models.motion_module import MotionModule
+from dyngen.models.optimisers import Optimiser
 from dyngen.motion.spectral_volume import (
     TERMS,
     FrequencyAdaptive,
@@ -48,7 +49,8 @@ class MotionAutoencoder(MotionModule):
         statistics_batches: Batches of training data that scales are measured on; None takes all.
         learning_rate: Peak learning rate.
         warmup_steps: Steps of linear warm-up.
-        weight_decay: Weight decay of AdamW.
+        weight_decay: Weight decay.
+        optimiser: `adamw`, or `muon` for the kernels between hidden layers (see `MuonAdamW`).
 
     Raises:
         ValueError: For a normalisation that does not exist, negative weights, or no slices.
@@ -68,8 +70,9 @@ class MotionAutoencoder(MotionModule):
         learning_rate: float = 1e-3,
         warmup_steps: int = 50,
         weight_decay: float = 0.0,
+        optimiser: Optimiser = "adamw",
     ) -> None:
-        super().__init__(terms, learning_rate, warmup_steps, weight_decay)
+        super().__init__(terms, learning_rate, warmup_steps, weight_decay, optimiser)
         if normalisation not in ("frequency", "image_size"):
             raise ValueError(
                 f"normalisation is '{normalisation}'; choose 'frequency' or 'image_size'."

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dyngen.models.cube_module import CubeModule
+from dyngen.models.optimisers import Optimiser
 from dyngen.motion.spectral_volume import spectral_volume
 
 
@@ -16,9 +17,10 @@ class MotionModule(CubeModule):
 
     Args:
         terms: K, the lowest terms of the spectral volume.
-        learning_rate: Peak learning rate of AdamW.
+        learning_rate: Peak learning rate.
         warmup_steps: Steps of linear warm-up.
-        weight_decay: Weight decay of AdamW.
+        weight_decay: Weight decay.
+        optimiser: `adamw`, or `muon` for the kernels between hidden layers (see `MuonAdamW`).
     """
 
     def __init__(
@@ -27,8 +29,9 @@ class MotionModule(CubeModule):
         learning_rate: float = 1e-3,
         warmup_steps: int = 50,
         weight_decay: float = 0.0,
+        optimiser: Optimiser = "adamw",
     ) -> None:
-        super().__init__(learning_rate, warmup_steps, weight_decay)
+        super().__init__(learning_rate, warmup_steps, weight_decay, optimiser=optimiser)
         self.terms = terms
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dyngen.metrics.pictures import psnr, ssim
 from dyngen.models.cube_module import CubeModule
+from dyngen.models.optimisers import Optimiser
 from dyngen.motion.holes import fill_holes, splat_frames
 from dyngen.motion.splatting import motion_importance, splat
 from dyngen.networks.layers import zero_
@@ -45,7 +46,8 @@ class MotionRenderer(CubeModule):
         perceptual_weight: Weight of the perceptual distance beside that of colours.
         learning_rate: Peak learning rate.
         warmup_steps: Steps of linear warm-up.
-        weight_decay: Weight decay of AdamW.
+        weight_decay: Weight decay.
+        optimiser: `adamw`, or `muon` for the kernels between hidden layers (see `MuonAdamW`).
 
     Raises:
         ValueError: If the widths, blocks and scales do not fit together.
@@ -63,8 +65,9 @@ class MotionRenderer(CubeModule):
         learning_rate: float = 1e-3,
         warmup_steps: int = 50,
         weight_decay: float = 0.0,
+        optimiser: Optimiser = "adamw",
     ) -> None:
-        super().__init__(learning_rate, warmup_steps, weight_decay)
+        super().__init__(learning_rate, warmup_steps, weight_decay, optimiser=optimiser)
         self.save_hyperparameters()
         levels = check_levels(widths, blocks)
         self.scales = levels if scales is None else scales

@@ -19,6 +19,7 @@ from dyngen.models.checkpoints import build, load_model, read_checkpoint
 from dyngen.models.cube_module import CUBE_KEY, VALIDATION_SIGMAS, fixed_noise, unless_given
 from dyngen.models.motion_autoencoder import MotionAutoencoder, some_terms
 from dyngen.models.motion_module import MotionModule, check_clips
+from dyngen.models.optimisers import Optimiser
 from dyngen.motion.loops import loop_guidance
 from dyngen.networks.spectral_unet import SpectralUNet
 
@@ -52,7 +53,8 @@ class SpectralLDM(MotionModule):
             its own; where terms know of each other all are seen, at one level.
         learning_rate: Peak learning rate.
         warmup_steps: Steps of linear warm-up.
-        weight_decay: Weight decay of AdamW.
+        weight_decay: Weight decay.
+        optimiser: `adamw`, or `muon` for the kernels between hidden layers (see `MuonAdamW`).
 
     Raises:
         ValueError: For options out of range, both a network and a base, or a file that holds
@@ -72,9 +74,10 @@ class SpectralLDM(MotionModule):
         learning_rate: float = 1e-3,
         warmup_steps: int = 50,
         weight_decay: float = 0.0,
+        optimiser: Optimiser = "adamw",
     ) -> None:
         terms = 1 if network is None else network.terms  # those of the base, once it is there
-        super().__init__(terms, learning_rate, warmup_steps, weight_decay)
+        super().__init__(terms, learning_rate, warmup_steps, weight_decay, optimiser)
         if not 0 <= image_dropout < 1:
             raise ValueError(f"image_dropout is {image_dropout}; it must lie in [0, 1).")
         if slices < 1:

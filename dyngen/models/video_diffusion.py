@@ -16,6 +16,7 @@ from dyngen.models.cube_module import (
     unless_given,
     with_errors,
 )
+from dyngen.models.optimisers import Optimiser
 
 
 class VideoDiffusion(CubeModule):
@@ -35,8 +36,9 @@ class VideoDiffusion(CubeModule):
             keeps rollouts stable (see `with_errors`).
         learning_rate: Peak learning rate.
         warmup_steps: Steps of linear warm-up.
-        weight_decay: Weight decay of AdamW.
+        weight_decay: Weight decay.
         area_weighted: Whether errors count by the area of their cells.
+        optimiser: `adamw`, or `muon` for the kernels between hidden layers (see `MuonAdamW`).
     """
 
     def __init__(
@@ -50,8 +52,9 @@ class VideoDiffusion(CubeModule):
         warmup_steps: int = 50,
         weight_decay: float = 0.0,
         area_weighted: bool = False,
+        optimiser: Optimiser = "adamw",
     ) -> None:
-        super().__init__(learning_rate, warmup_steps, weight_decay, area_weighted)
+        super().__init__(learning_rate, warmup_steps, weight_decay, area_weighted, optimiser)
         if history_noise < 0:
             raise ValueError(f"history_noise is {history_noise}; it must not be negative.")
         self.save_hyperparameters(ignore=unless_given("network", "noise"))
