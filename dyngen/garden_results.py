@@ -67,8 +67,8 @@ def motion_results(
     Returns:
         What is in the file: `energy_kept` by K; `reconstruction_error` of the autoencoder alone and
         of each model; `models`, all scores of each; `ablation`, the same in short; `samplings`,
-        likewise; `floor`, how far one half of the held-out clips is from the other; `machine`,
-        `command` and settings.
+        likewise; `autoencoder`, of real motion encoded and decoded; `floor`, how far one half of
+        the held-out clips is from the other; `machine`, `command` and settings.
 
     Raises:
         ValueError: If there are no clips, or a checkpoint is of another kind of model.
@@ -96,11 +96,13 @@ def motion_results(
         else:
             scale = adaptive or scale
         errors = reconstruction_errors(model, batches, scale.normalise)
-        limit = autoencoder_error(model, batches, scale.normalise)
-        scores, seconds, real = _sampled(model, batches, seed, results["sampling"])
+        decoded, limit = through_autoencoder(model, batches, scale.normalise)
+        scores, seconds, real, mask = _sampled(model, batches, seed, results["sampling"])
         rate = float((model.cube or {}).get("fps") or 30.0)
         scores["frequencies"] = frequencies(model.terms, model.frames, rate).tolist()
         results["models"][name] = scores
+        if "autoencoder" not in results:
+            results["autoencoder"] = in_short(motion_scores(decoded, real, mask))
         results["reconstruction_error"].setdefault("autoencoder", limit)
         results["reconstruction_error"][name] = _mean(errors.values())
         results["reconstruction_error_by_noise"][name] = errors
@@ -115,7 +117,7 @@ def motion_results(
         for other, (of, changes) in (samplings or {}).items():
             if of == name:
                 settings = {**results["sampling"], **changes}
-                found, seconds, _ = _sampled(model, batches, seed, settings)
+                found, seconds, *_ = _sampled(model, batches, seed, settings)
                 results["samplings"][other] = {
                     "model": name,
                     **settings,
@@ -193,17 +195,21 @@ def reconstruction_errors(
 
 
 @torch.no_grad()
-def autoencoder_error(
+def through_autoencoder(
     model: SpectralLDM, batches: Iterable[Batch], normalise: Callable[[Tensor], Tensor]
-) -> float:
-    """Mean absolute error of normalised volumes that are encoded and decoded, the limit of all."""
-    total = count = 0.0
+) -> tuple[Tensor, float]:
+    """What is the limit of all: volumes encoded and decoded, (N, K, 4, H, W) in pixels.
+
+    And the mean absolute error of these, normalised.
+    """
+    every, total = [], 0.0
     for batch in batches:
         volume = model.volume(batch["displacement"])
         decoded = model.latents.decode(model.latents.encode(volume))
         total += len(volume) * reconstruction_error(normalise(decoded), normalise(volume))
-        count += len(volume)
-    return total / count
+        every.append(decoded.cpu())
+    together = torch.cat(every)
+    return together, total / len(together)
 
 
 def in_short(scores: Mapping[str, Any]) -> dict[str, float | None]:
@@ -242,12 +248,12 @@ def _open(checkpoint: Path) -> SpectralLDM:
 
 def _sampled(
     model: SpectralLDM, batches: Iterable[Batch], seed: int, settings: Mapping[str, Any]
-) -> tuple[dict[str, Any], float, Tensor]:
-    """Scores of sampled motion, seconds per sample, and the real motion (N, K, 4, H, W)."""
+) -> tuple[dict[str, Any], float, Tensor, Tensor | None]:
+    """Scores of sampled motion, seconds per sample, the real motion (N, K, 4, H, W), and masks."""
     started = time.perf_counter()
     sampled, real, mask = sample_all(model, batches, seed, **settings)
     seconds = (time.perf_counter() - started) / len(sampled)
-    return motion_scores(sampled, real, mask), seconds, real
+    return motion_scores(sampled, real, mask), seconds, real, mask
 
 
 def _told(row: Mapping[str, Any]) -> Iterable[str]:

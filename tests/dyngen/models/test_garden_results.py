@@ -100,6 +100,10 @@ def test_all_that_is_asked_for_is_measured(checkpoints: dict[str, Path], tmp_pat
     decoded = model.latents.normalise(model.latents.decode(model.latents.encode(volume)))
     limit = (decoded - model.latents.normalise(volume)).abs().mean().item()
     assert results["reconstruction_error"]["autoencoder"] == pytest.approx(limit, rel=1e-4)
+    first: Any = load_model(checkpoints["independent"])
+    decoded = first.latents.decode(first.latents.encode(volume))
+    alone = in_short(motion_scores(decoded, volume, data.image[:6, 0] > 0.5))
+    assert results["autoencoder"] == pytest.approx(alone, rel=1e-3)
 
     sampled = model.sample(data.batch()["image"][:6], 3, steps=2, guidance_scale=0.0)
     expected = motion_scores(sampled, volume, data.image[:6, 0] > 0.5)
