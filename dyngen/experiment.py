@@ -79,7 +79,8 @@ class ExperimentCLI(LightningCLI):
         In full precision where bf16 is asked for, and a CPU that has none is to compute it.
         """
         settings = self.config_init[self.subcommand].trainer
-        if settings.get("precision") == "bf16-mixed" and not computes_bf16(_device(settings)):
+        imitated = _on_cpu(settings) and not computes_bf16(torch.device("cpu"))
+        if settings.get("precision") == "bf16-mixed" and imitated:
             tell_of_single_precision()
             settings.precision = "32-true"
         given = settings.callbacks or []  # a Trainer takes a single one too
@@ -141,11 +142,11 @@ class ExperimentCLI(LightningCLI):
                 )
 
 
-def _device(settings: Any) -> torch.device:
-    """The kind of device that a trainer with these settings takes."""
+def _on_cpu(settings: Any) -> bool:
+    """Whether a trainer with these settings computes on a CPU."""
     asked = settings.get("accelerator") or "auto"
     others = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return torch.device("cpu" if asked == "cpu" or (asked == "auto" and not others) else "cuda")
+    return asked == "cpu" or (asked == "auto" and not others)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
