@@ -30,23 +30,22 @@ def train(model: nn.Module, optimiser: Any, steps: int, first: int = 0) -> None:
 
 
 @pytest.mark.parametrize("shape", [(32, 200), (200, 32), (40, 40)])
-@pytest.mark.parametrize("native", [True, False])
-def test_the_singular_values_become_alike(
-    shape: tuple[int, int], native: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dyngen.models.optimisers.computes_bf16", lambda device: native)
+def test_a_matrix_is_turned_by_newton_schulz_iterations(shape: tuple[int, int]) -> None:
     u, s, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
-    found = orthogonal((u * torch.linspace(0.1, 1, len(s))) @ v)
-    along = torch.einsum("mi,mn,in->i", u, found, v)  # on the directions of the matrix given
-    assert 0.6 < along.min() < along.max() < 1.3
-    assert (found - (u * along) @ v).norm() < (0.1 if native else 1e-3) * found.norm()
+    matrix = (u * torch.logspace(-3, 0, len(s))) @ v
+    x = matrix.double() / matrix.double().norm()
+    for _ in range(5):  # as Jordan et al. write them
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    found = orthogonal(matrix)
+    assert (found - x).norm() < 1e-3 * x.norm()
+    sizes = torch.linalg.svdvals(orthogonal(u @ v * 3))
+    assert 0.6 < sizes.min() < sizes.max() < 1.3
+    assert torch.isfinite(orthogonal(torch.zeros(shape))).all()
 
 
-def test_kernels_are_trained_as_by_torch_and_all_else_by_adamw(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("dyngen.models.optimisers.computes_bf16", lambda device: True)  # as torch's
-    ours, theirs = network(), network()
+def test_kernels_are_trained_as_by_torch_and_all_else_by_adamw() -> None:
+    ours, theirs, before = network(), network(), network()
     train(ours, MuonAdamW(ours.parameters(), lr=0.01, weight_decay=0.1), 5)
     kernel: Any = theirs[2].weight
     matrix = nn.Parameter(kernel.detach().flatten(1))
@@ -67,8 +66,9 @@ def test_kernels_are_trained_as_by_torch_and_all_else_by_adamw(
             kernel.data.copy_(matrix.detach().view_as(kernel))
 
     train(theirs, Both(), 5)
-    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    both = zip(ours.parameters(), theirs.parameters(), before.parameters(), strict=True)
+    for one, other, start in both:  # but for the rounding of bf16
+        assert (one - other).norm() < 0.03 * (other - start).norm()
 
 
 def test_a_run_goes_on_where_it_was() -> None:
