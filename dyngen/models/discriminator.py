@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_modules.climate_cube import check_compatible
+from dyngen.diffusion.cycle_spinning import check_shifts, described, spun
 from dyngen.diffusion.denoiser import Denoiser, align
 from dyngen.diffusion.guidance import log_density_ratio
 from dyngen.diffusion.noise import LogNormalNoise, LogUniformNoise
@@ -88,6 +89,10 @@ class TimeConsistencyDiscriminator(CubeModule):
             keeps rollouts stable (see `with_errors`).
         history_change: Likewise the largest share of other windows' change from frame to frame.
         history_offset: Likewise the largest standard deviation of a constant.
+        forecast_shifts: Cells along y and x, such as `[[0, 0], [1, 1]]`, over which a forecast is
+            averaged (see `spun`), in sampling and in what energy and spread are trained with; the
+            forecast itself is trained in place. The spread is then learned of as many windows as
+            the energy.
         reference: Checkpoint of a conditional model whose denoising error is logged beside.
         learning_rate: Peak learning rate.
         warmup_steps: Steps of linear warm-up.
@@ -111,6 +116,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         history_noise: float = 0.0,
         history_change: float = 0.0,
         history_offset: float = 0.0,
+        forecast_shifts: list[list[int]] | None = None,
         reference: str | None = None,
         learning_rate: float = 1e-3,
         warmup_steps: int = 50,
@@ -157,6 +163,11 @@ class TimeConsistencyDiscriminator(CubeModule):
         ):
             discriminator.history_features.requires_grad_(False)
             discriminator.offset_of.requires_grad_(False)
+        if forecast_shifts is not None and not hasattr(discriminator, "forecast"):
+            raise ValueError(
+                f"forecast_shifts are given, but {type(discriminator).__name__} has no forecast; "
+                "leave them out, or use ForecastEnergy."
+            )
         if ratio_level < 0:
             raise ValueError(f"ratio_level is {ratio_level}; it must not be negative.")
         if score_matching_windows is not None and score_matching_windows < 2:
@@ -174,6 +185,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         self.ratio_level = ratio_level
         self.score_matching_windows = score_matching_windows
         self.noise = noise or LogNormalNoise(-0.5, 1.4)
+        self.forecast_shifts = check_shifts(forecast_shifts or [[0, 0]], discriminator)
         self.history_errors = (history_noise, history_change, history_offset)
         self.denoiser: Denoiser | None = None
         self.image_source: dict[str, Any] = {}
@@ -355,6 +367,11 @@ class TimeConsistencyDiscriminator(CubeModule):
 
         None where it has no such forecast. The context is that of `logit`.
         """
+        expected: Tensor | None = spun(self._forecast, self.forecast_shifts)(history, context)
+        return expected
+
+    def _forecast(self, history: Tensor, context: Tensor | None) -> Tensor | None:
+        """The same with frames where they are, not averaged over shifts."""
         if not hasattr(self.discriminator, "forecast"):
             return None
         known = as_context(context if self.context_channels else None)
@@ -465,18 +482,26 @@ class TimeConsistencyDiscriminator(CubeModule):
         sigma = self.noise.sample(len(clean[:count]), clean.device)
         noisy = clean[:count] + align(sigma, clean) * torch.randn_like(clean[:count])
         history = with_errors(history, *self.history_errors)
-        forecast, spread = self._expected(history, context)
+        forecast, spread = self._forecast(history, context), None
         if forecast is not None:
             forecast_error = self.mean_square(forecast - clean).mean()
             loss = loss + self.forecast_weight * forecast_error
             self.log("train/forecast_error", forecast_error)
+            if described(self.forecast_shifts):  # which for all windows would cost too much
+                clean, history = clean[:count], history[:count]
+                context = None if context is None else context[:count]
+                with torch.no_grad():
+                    forecast = self.forecast(history, context)
+            assert forecast is not None
+            forecast = forecast.detach()
+            spread = self._spread(forecast, history, context)
             if self.forecast_spread == "learned":
                 assert spread is not None
-                size = (forecast - clean).detach() / spread
+                size = (forecast - clean) / spread
                 likelihood = (spread.log() + size.square() / 2).mean()
                 loss = loss + LIKELIHOOD_WEIGHT * likelihood
                 self.log("train/spread_likelihood", likelihood)
-            forecast = forecast[:count].detach()
+            forecast = forecast[:count]
         if spread is not None:
             spread = spread[:count].detach()
         clean, history = clean[:count], history[:count]

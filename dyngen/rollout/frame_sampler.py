@@ -30,10 +30,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from dyngen.diffusion.cycle_spinning import Shift, described, spun
 from dyngen.diffusion.guidance import discriminator_guidance, guide
 from dyngen.diffusion.particles import sample_with_particles
 from dyngen.diffusion.samplers import SAMPLERS, check_sigmas
-from dyngen.rollout.cycle_spinning import Shift, described, spun
 from dyngen.rollout.randomness import FrameNoise
 
 Diagnostics = dict[str, Tensor]  # each (B,)

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dyngen.diffusion.cycle_spinning import check_shifts
 from dyngen.diffusion.noise import edm_sigmas
 from dyngen.diffusion.precision import computes_bf16, tell_of_single_precision
-from dyngen.rollout.cycle_spinning import check_shifts
 from dyngen.rollout.frame_sampler import ConditionalFrameSampler, FrameSampler, GuidedFrameSampler
 
 GUIDED_SIGMA_MAX, SIGMA_MAX = 4.0, 40.0
@@ -51,7 +51,7 @@ class Sampling:
             the history: the guided forecast, once for each frame, or each estimate of a model that
             is given the history. A U-Net that folds patches says another thing of a frame that is
             moved by less than a patch; along periodic axes [[0, 0], [1, 1]] makes up for most of it
-            (cycle spinning; see `dyngen.rollout.cycle_spinning`).
+            (cycle spinning; see `dyngen.diffusion.cycle_spinning`).
         precision: Of the networks: full, or bf16 where the device has it.
 
     Raises:

@@ -415,6 +415,35 @@ def test_score_matching_may_see_part_of_the_batch(
     assert values["train/forecast_error"] == pytest.approx(error.item(), rel=1e-4)
 
 
+def test_a_forecast_averaged_over_shifts_is_what_the_rest_is_trained_with(
+    batch: dict[str, Tensor], image_checkpoint: Path, logged: Log
+) -> None:
+    network = awake(ForecastEnergy(2, 2, (8,), 1, patch=2, spread=0.3, spread_widths=(16,)))
+    shifts = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    model = TimeConsistencyDiscriminator(
+        network,
+        str(image_checkpoint),
+        forecast_spread="learned",
+        forecast_shifts=[list(shift) for shift in shifts],
+        score_matching_windows=2,
+    )
+    values = logged(model)
+    model.training_step(batch, 0)
+    history, clean = batch["frames"][:, :2], batch["frames"][:, 2]
+    moved = [
+        network.forecast(history.roll(s, (-2, -1))).roll((-s[0], -s[1]), (-2, -1)) for s in shifts
+    ]
+    assert (moved[0] - moved[3]).abs().max() > 1e-3
+    mean = torch.stack(moved).mean(0)
+    torch.testing.assert_close(model.forecast(history), mean)
+    torch.testing.assert_close(model.expectation(history)["forecast"], mean)
+    alone = (moved[0] - clean).square().mean().item()
+    assert values["train/forecast_error"] == pytest.approx(alone, rel=1e-4)
+    spread = network.forecast_spread(mean[:2], history[:2])
+    likelihood = (spread.log() + ((mean - clean)[:2] / spread).square() / 2).mean().item()
+    assert values["train/spread_likelihood"] == pytest.approx(likelihood, rel=1e-4)
+
+
 def test_score_matching_leaves_the_forecast_alone(
     batch: dict[str, Tensor], image_checkpoint: Path, logged: Log
 ) -> None:
@@ -699,6 +728,7 @@ def test_a_checkpoint_of_another_grid_is_refused(
         ({"ratio_level": -1.0}, "ratio_level is -1.0; it must not"),
         ({"forecast_spread": "learned"}, "the discriminator has no network for it"),
         ({"forecast_spread": 0.1}, "UNetEnergy has no forecast; leave it out"),
+        ({"forecast_shifts": [[0, 0], [1, 1]]}, "UNetEnergy has no forecast; leave them out"),
         ({"score_matching_windows": 1}, "score_matching_windows is 1; it must be 2 or more"),
     ],
 )

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dyngen.diffusion.cycle_spinning import spun
 from dyngen.networks.unet import UNet2d
 from dyngen.networks.video_unet import VideoUNet
-from dyngen.rollout.cycle_spinning import spun
 from dyngen.rollout.randomness import FrameNoise
 from dyngen.rollout.sampling import Sampling, frame_sampler
 
