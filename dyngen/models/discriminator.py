@@ -477,33 +477,11 @@ class TimeConsistencyDiscriminator(CubeModule):
         """Balanced cross-entropy plus score matching, on one noise level for each window."""
         history, clean = self._split(batch)
         context = self._context(batch)
-        loss = torch.zeros((), device=self.device)
         count = self.score_matching_windows
         sigma = self.noise.sample(len(clean[:count]), clean.device)
         noisy = clean[:count] + align(sigma, clean) * torch.randn_like(clean[:count])
         history = with_errors(history, *self.history_errors)
-        forecast, spread = self._forecast(history, context), None
-        if forecast is not None:
-            forecast_error = self.mean_square(forecast - clean).mean()
-            loss = loss + self.forecast_weight * forecast_error
-            self.log("train/forecast_error", forecast_error)
-            if described(self.forecast_shifts):  # which for all windows would cost too much
-                clean, history = clean[:count], history[:count]
-                context = None if context is None else context[:count]
-                with torch.no_grad():
-                    forecast = self.forecast(history, context)
-            assert forecast is not None
-            forecast = forecast.detach()
-            spread = self._spread(forecast, history, context)
-            if self.forecast_spread == "learned":
-                assert spread is not None
-                size = (forecast - clean) / spread
-                likelihood = (spread.log() + size.square() / 2).mean()
-                loss = loss + LIKELIHOOD_WEIGHT * likelihood
-                self.log("train/spread_likelihood", likelihood)
-            forecast = forecast[:count]
-        if spread is not None:
-            spread = spread[:count].detach()
+        loss, forecast, spread = self._forecast_loss(history, clean, context)
         clean, history = clean[:count], history[:count]
         context = None if context is None else context[:count]
         with torch.no_grad():
@@ -534,6 +512,32 @@ class TimeConsistencyDiscriminator(CubeModule):
             self.log("train/contrastive", contrastive)
         self.log("train/loss", loss)
         return loss
+
+    def _forecast_loss(
+        self, history: Tensor, clean: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The losses of the forecast and its spread, and both for the windows of score matching."""
+        loss, count = torch.zeros((), device=self.device), self.score_matching_windows
+        forecast = self._forecast(history, context)
+        if forecast is None:
+            return loss, None, None
+        error = self.mean_square(forecast - clean).mean()
+        self.log("train/forecast_error", error)
+        loss = loss + self.forecast_weight * error
+        forecast = forecast.detach()
+        if described(self.forecast_shifts):  # which for all windows would cost too much
+            history, clean = history[:count], clean[:count]
+            context = None if context is None else context[:count]
+            with torch.no_grad():
+                forecast = self.forecast(history, context)
+        assert forecast is not None
+        spread = self._spread(forecast, history, context)
+        if self.forecast_spread == "learned":
+            assert spread is not None
+            likelihood = (spread.log() + ((forecast - clean) / spread).square() / 2).mean()
+            self.log("train/spread_likelihood", likelihood)
+            loss = loss + LIKELIHOOD_WEIGHT * likelihood
+        return loss, forecast[:count], None if spread is None else spread[:count].detach()
 
     def _cross_entropy(
         self,
