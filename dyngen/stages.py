@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from queue import Queue
+from queue import Empty, Queue
 from threading import Thread
 from typing import Any
 
@@ -197,7 +197,10 @@ def _side_by_side(
                 _announce(heading, stage, console)
                 process = _start(stage, threads, lines)
                 running[stage.name] = _Running(stage, process, time.perf_counter())
-            name, line = lines.get()
+            try:  # not for ever: an interruption just before would only be seen after a line
+                name, line = lines.get(timeout=1.0)
+            except Empty:
+                continue
             if line is not None:
                 console.print(f"[dim]{name:<{width}} |[/] {escape(line)}", soft_wrap=True)
                 continue
