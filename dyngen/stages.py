@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from queue import Empty, Queue
+from queue import Queue
 from threading import Thread
 from typing import Any
 
@@ -197,10 +197,7 @@ def _side_by_side(
                 _announce(heading, stage, console)
                 process = _start(stage, threads, lines)
                 running[stage.name] = _Running(stage, process, time.perf_counter())
-            try:  # not for ever: an interruption just before would only be seen after a line
-                name, line = lines.get(timeout=1.0)
-            except Empty:
-                continue
+            name, line = lines.get()
             if line is not None:
                 console.print(f"[dim]{name:<{width}} |[/] {escape(line)}", soft_wrap=True)
                 continue
@@ -228,6 +225,9 @@ def _start(
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads)}
     if stage.folder is not None:
         environment["DYNGEN_RUN"] = str(stage.folder)
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:  # as in the background of a script: a child would inherit that
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*COMMAND, *stage.arguments],
         env=environment,
@@ -237,6 +237,8 @@ def _start(
         text=True,
         start_new_session=True,  # an interruption comes from here, once
     )
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, before)
 
     def listen() -> None:
         assert process.stdout is not None
