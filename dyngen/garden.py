@@ -17,6 +17,7 @@ from dyngen.models.checkpoints import read_checkpoint, training_cost
 from dyngen.models.spectral_ldm import GUIDANCE_SCALE
 from dyngen.real_clips import real_clips, real_clips_markdown
 from dyngen.report.motion import amplitude_figure, correlation_figure, spectrum_figure
+from dyngen.report.table import markdown_table
 from dyngen.simulate.garden import Garden
 from dyngen.stages import Stage, run_stages, seconds_table
 
@@ -235,7 +236,7 @@ def write_motion_page(results: Path, found: Mapping[str, Any]) -> None:
         ("half of the clips", found.get("floor", {})),
     ):
         rows.append([name, "–", *(_digits(of.get(column)) for column in COLUMNS), "–"])
-    table = _markdown(head, rows)
+    table = markdown_table(head, rows)
     others = [
         [
             f"{of['model']}, {name}",
@@ -252,7 +253,7 @@ def write_motion_page(results: Path, found: Mapping[str, Any]) -> None:
     )
     if others:
         head = ["otherwise", "sampling", *_spoken(OF_SAMPLES), "s / sample"]
-        sampled += f"In other ways:\n\n{_markdown(head, others)}\n\n"
+        sampled += f"In other ways:\n\n{markdown_table(head, others)}\n\n"
     minutes = sum(found["seconds"].values()) / 60
     real = found.get("real_clips")
     (results / "motion.md").write_text(
@@ -271,11 +272,6 @@ def write_motion_page(results: Path, found: Mapping[str, Any]) -> None:
 
 def _spoken(names: Iterable[str]) -> list[str]:
     return [name.replace("_", " ") for name in names]
-
-
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _command(experiment: Path, videos: list[Path]) -> str:

@@ -20,6 +20,7 @@ from dyngen.motion.holes import splat_frames
 from dyngen.motion.spectral_volume import displacement_frames, energy_lost, spectral_volume
 from dyngen.motion.splatting import motion_importance
 from dyngen.report.rendering_figures import time_slices
+from dyngen.report.table import markdown_table
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +95,8 @@ def real_clips_markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
             + [f"{of['psnr'].get(system, float('nan')):.1f}" for system in systems]
             for name, of in used.items()
         ]
-        table = [head, ["---"] * len(head), *rows]
         lines += ["PSNR (dB) against the film, median over frames:", ""]
-        lines += ["| " + " | ".join(row) + " |" for row in table] + [""]
+        lines += [markdown_table(head, rows), ""]
     for name, of in used.items():
         kept = ", ".join(f"{value:.3f} with {k}" for k, value in of["energy_kept"].items())
         lines += [f"{name}: of the mean square displacement terms keep {kept}.", ""]

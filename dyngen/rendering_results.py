@@ -6,7 +6,6 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -138,24 +137,19 @@ def measure_films(
     """
     scores: dict[tuple[str, str], list[Tensor]] = {}
     features: dict[tuple[int, str], list[Tensor]] = {}
-    # Features are many small operations, of which cores share one badly: a thread for each kind.
-    with ThreadPoolExecutor(max(1, len(extractors))) as pool:
-        for clip in clips:
-            films: dict[str, Film] = {"truth": lambda clip: clip.frames, **paired, **unpaired}
-            for system, film in films.items():
-                frames = film(clip)
-                found = {
-                    length: pool.submit(film_features, frames, length, extractor)
-                    for length, extractor in extractors.items()
-                    if length <= frames.shape[1]
-                }
-                if system in paired:
-                    for name, values in frame_scores(frames[0], clip.frames[0], distance).items():
-                        scores.setdefault((name, system), []).append(values)
-                        if name == "psnr":
-                            log.info("clip %d: %s %.2f dB", clip.number, system, values.mean())
-                for length, some in found.items():
-                    features.setdefault((length, system), []).append(some.result())
+    for clip in clips:
+        films: dict[str, Film] = {"truth": lambda clip: clip.frames, **paired, **unpaired}
+        for system, film in films.items():
+            frames = film(clip)
+            if system in paired:
+                for name, values in frame_scores(frames[0], clip.frames[0], distance).items():
+                    scores.setdefault((name, system), []).append(values)
+                    if name == "psnr":
+                        log.info("clip %d: %s %.2f dB", clip.number, system, values.mean())
+            for length, extractor in extractors.items():
+                if length <= frames.shape[1]:
+                    found = film_features(frames, length, extractor)
+                    features.setdefault((length, system), []).append(found)
     out = Films()
     for (name, system), rows in scores.items():
         out.scores.setdefault(name, {})[system] = torch.stack(rows)

@@ -93,9 +93,11 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
     Newton-Schulz iterations of fifth order, `X <- p(X X^T) X` with `p(G) = a + b G + c G^2`. As all
     of them are polynomials of the first Gram matrix, they are made on that, which is small, and
-    their product is applied once: a third of the operations for the kernel of a convolution.
+    their product is applied once: for M <= N `4 M^2 N + 40 M^3` operations, where the iterations as
+    they stand take `20 M^2 N + 10 M^3`.
     """
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
     x = x / x.norm().clamp(min=1e-7)
     gram = x @ x.T
     one = torch.eye(len(x), dtype=x.dtype, device=x.device)
@@ -106,7 +108,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
         product = factor @ product
         gram = factor @ gram @ factor
     turned = product @ x
-    return turned.T if matrix.shape[0] > matrix.shape[1] else turned
+    return turned.T if tall else turned
 
 
 def _is_hidden_kernel(parameter: Tensor) -> bool:

@@ -27,7 +27,7 @@ GUIDANCE_SCALE = 1.75
 # Ten times the paper's: motions of 128 x 80, whose latents have another scale and size, close no
 # better with 200. Far smaller ones may need less.
 LOOP_SCALE = 2000.0
-SAMPLER, STEPS = "dpm_solver_pp_2m", 50  # as near to the ODE as ten times as many of DDIM
+SAMPLER, STEPS = "dpm_solver_pp_2m", 50  # of second order: DDIM needs far more
 FILES = ("autoencoder", "base")
 
 

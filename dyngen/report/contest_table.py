@@ -7,6 +7,7 @@ from typing import Any
 
 from dyngen.report.cost_table import HEADINGS, cost_table
 from dyngen.report.summary import by_variable
+from dyngen.report.table import markdown_table
 
 LEADS = ("1", "2", "5", "10", "20")
 OF_FREE_RUN = {
@@ -42,7 +43,7 @@ def contest_markdown(
         parts += _scores(of["systems"])
     if costs:
         head, *rows = [list(HEADINGS), *cost_table(costs)]
-        parts += ["Costs:", _markdown(head, rows)]
+        parts += ["Costs:", markdown_table(head, rows)]
     parts += [f"![{name.rpartition('.')[0].replace('_', ' ')}]({name})" for name in figures]
     return "\n\n".join(parts) + "\n"
 
@@ -104,9 +105,4 @@ def _rows(
     cells: Callable[[Mapping[str, Any]], list[str]],
 ) -> str:
     named = [[name.replace("_", " "), *cells(of)] for name, of in systems.items()]
-    return _markdown(head, named)
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(head, named)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dyngen.report.table import markdown_table
+
 UNPAIRED = "–"
 
 
@@ -59,7 +61,7 @@ def _by_system(found: Mapping[str, Any]) -> str:
     rows = [[_name(s), *(_digits(of.get(s)) for of in columns.values())] for s in systems]
     floors = {name: max(of.values()) for name, of in found["floor"].items()}
     rows.append(["floor", *(_digits(floors.get(name)) for name in columns)])
-    return _table(["system", *(_name(name) for name in columns)], rows)
+    return markdown_table(["system", *(_name(name) for name in columns)], rows, "---:")
 
 
 def _loops(found: Mapping[str, Any]) -> str:
@@ -70,19 +72,14 @@ def _loops(found: Mapping[str, Any]) -> str:
     }
     ways = found["loop_jump"]
     rows = [[_name(way), *(_digits(found[key][way]) for key in keys)] for way in ways]
-    return _table(["motion", *keys.values()], rows)
+    return markdown_table(["motion", *keys.values()], rows, "---:")
 
 
 def _speed(found: Mapping[str, Any]) -> str:
     sizes = found["frames_per_second"]
     systems = next(iter(sizes.values()))
     rows = [[_name(system), *(_digits(of[system]) for of in sizes.values())] for system in systems]
-    return _table(["system", *sizes], rows)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(["system", *sizes], rows, "---:")
 
 
 def _name(key: str) -> str:

@@ -1,9 +1,9 @@
-"""The table of scores: the same rows for the terminal and for the report."""
+"""Tables: those of scores, the same rows for the terminal and for the report, and Markdown."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,18 @@ class Row:
 
     system: str
     cells: tuple[Cell, ...]
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "---") -> str:
+    """A table in Markdown, without the end of its last line.
+
+    Args:
+        head: names of the columns.
+        rows: cells.
+        rule: below every name but the first: `---:` aligns them to the right.
+    """
+    lines = [head, ["---", *[rule] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def score_table(

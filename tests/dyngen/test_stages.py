@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
@@ -153,15 +154,29 @@ def test_one_that_fails_stops_the_others_which_go_on_another_time(tmp_path: Path
     assert again["seconds"] > before > 0
 
 
+@pytest.fixture
+def interruptible(request: pytest.FixtureRequest) -> Iterator[None]:
+    """SIGINT as in a terminal, or ignored as in the background of a script."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
-    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+    ("interruptible", "number", "raised"),
+    [
+        (signal.default_int_handler, signal.SIGINT, KeyboardInterrupt),
+        (signal.default_int_handler, signal.SIGTERM, SystemExit),
+        (signal.SIG_IGN, signal.SIGTERM, SystemExit),
+    ],
+    indirect=["interruptible"],
 )
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_reaches_every_stage(
     tmp_path: Path, number: signal.Signals, raised: type[BaseException]
 ) -> None:
+    started, of_interrupt = time.monotonic(), signal.getsignal(signal.SIGINT)
     before = signal.getsignal(signal.SIGTERM)
-    if number == signal.SIGINT:  # which is ignored in the background of a script
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt() -> None:
         while not (tmp_path / "b").exists():
@@ -175,6 +190,8 @@ def test_an_interruption_reaches_every_stage(
     left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False)
     assert not left.stdout
     assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGINT) is of_interrupt
+    assert time.monotonic() - started < 50  # nobody waited for a stage to give up
 
 
 @pytest.mark.parametrize(
