@@ -45,7 +45,7 @@ def with_typo(tmp_path: Path, before: str, after: str) -> Path:
         ("model:\n", "modle:\n", ["'modle", "did you mean 'model'"]),
         ("widths:", "width:", ["'width' is not a key of", "UNet2d", "did you mean 'widths'"]),
         ("max_steps:", "max_step:", ["trainer.max_step", "did you mean 'trainer.max_steps'"]),
-        ("batch_size: 32", "batchsize: 32", ["'batchsize'", "did you mean 'batch_size'"]),
+        ("batch_size: 8", "batchsize: 8", ["'batchsize'", "did you mean 'batch_size'"]),
         ("models.ImageDDPM", "models.ImageDPM", ["ImageDPM", "did you mean 'ImageDDPM'"]),
         ("window_length: 1", "window_length: one", ["window_length", "one"]),
     ],
