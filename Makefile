@@ -35,7 +35,7 @@ $(TOOLS): pyproject.toml constraints.txt | $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS) --editable '.[$(EXTRAS)]'
 	@touch $@
 
-demo: $(READY)  ## data, training, rollouts, scores and report in runs/demo: 10 minutes on 2 cores
+demo: $(READY)  ## data, training, rollouts, scores and report in runs/demo: 11 minutes on 2 cores
 	DYNGEN_SETUP_SECONDS=$$(cat $(READY)) $(DYNGEN) demo $(ARGS)
 
 # A process to each of two cores; WORKERS=0 is one process for all, as a debugger wants it.

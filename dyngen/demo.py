@@ -20,7 +20,7 @@ def demo(out: Path = Path("runs/demo"), experiment: Path = Path("experiments/tur
     Args:
         out: Folder of everything that the demo writes; delete it to start anew.
         experiment: Folder with `cube.yaml`, `image.yaml`, `discriminator.yaml`, and `demo.yaml`,
-            which says what the demo changes in the latter.
+            which says what the demo changes in both models.
 
     Raises:
         ValueError: If the experiment's files are not there.
@@ -42,8 +42,9 @@ def _stages(out: Path, experiment: Path) -> list[Stage]:
     cube, configuration = out / "cube.zarr", str(experiment / "cube.yaml")
     afresh = ("--overwrite", "true")  # what is there when the stage is not done
     checkpoint = str(out / "discriminator" / "checkpoints" / "last.ckpt")
-    names = ("discriminator.yaml", "demo.yaml")
-    discriminator = [word for name in names for word in ("--config", str(experiment / name))]
+    shorter = ("--config", str(experiment / "demo.yaml"))
+    image = ("--config", str(experiment / "image.yaml"), *shorter)
+    discriminator = ("--config", str(experiment / "discriminator.yaml"), *shorter)
     stage = partial(Stage, folder=out)
     return [
         stage(
@@ -55,7 +56,7 @@ def _stages(out: Path, experiment: Path) -> list[Stage]:
         stage(
             "train_image",
             "Train the image model, which only sees single snapshots",
-            ("fit", "--config", str(experiment / "image.yaml")),
+            ("fit", *image),
         ),
         stage(
             "train_discriminator",

@@ -260,7 +260,7 @@ def test_the_demo_is_interrupted_goes_on_and_repeats_nothing(
     )
     for name in ("image", "discriminator"):
         shrunk(name, experiment, 3)
-    (experiment / "demo.yaml").write_text("model: {init_args: {forecast_spread: null}}\n")
+    (experiment / "demo.yaml").write_text("trainer: {max_steps: 4}\n")
     monkeypatch.setenv("DYNGEN_RUN", "elsewhere")
     command = ["demo", "--out", str(out), "--experiment", str(experiment)]
     step: Callable[..., Any] = TimeConsistencyDiscriminator.training_step
@@ -283,6 +283,9 @@ def test_the_demo_is_interrupted_goes_on_and_repeats_nothing(
     said = capsys.readouterr().out
     assert said.count("done before") == 2
     assert image.stat().st_mtime_ns == before
+    for name in ("image", "discriminator"):  # trained for as long as demo.yaml says
+        file = out / name / "checkpoints" / "last.ckpt"
+        assert torch.load(file, weights_only=False)["global_step"] == 4
     assert "report.html" in said
     assert "persistence" in said  # the table of scores
     summary = json.loads((out / "summary.json").read_text())
