@@ -10,7 +10,9 @@ Indices are unsigned where much depends on it: numba would look whether others a
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import os
 import threading
 from collections.abc import Callable
 from typing import Any, cast
@@ -90,33 +92,64 @@ def channels_last(images: Tensor) -> Tensor:
 
 
 def _in_strips(kernel: Callable[..., None], tensors: tuple[Tensor, ...], *settings: Any) -> None:
-    """Call ``kernel(first, last, *tensors, *settings)`` on strips of the rows of all images.
-
-    The threads live as long as the call: a pool would not survive a fork of the process.
-    """
+    """Call ``kernel(first, last, *tensors, *settings)`` on strips of the rows of all images."""
     rows = tensors[0].shape[0] * tensors[0].shape[1]
-    strips = max(1, min(torch.get_num_threads(), rows))
-    edges = [rows * strip // strips for strip in range(strips + 1)]
+    count = max(1, min(torch.get_num_threads(), rows))
+    edges = [rows * strip // count for strip in range(count + 1)]
     dtype = tensors[0].detach().numpy().dtype.type
     numbers = [dtype(x) if isinstance(x, float) else x for x in settings]
     arguments = [*(x.detach().numpy() for x in tensors), *numbers]
+    strips = iter(list(itertools.pairwise(edges)))  # each thread takes the next
     failures: list[BaseException] = []
 
-    def run(strip: tuple[int, int]) -> None:
+    def run() -> None:
         try:
-            kernel(*strip, *arguments)
+            for strip in strips:
+                kernel(*strip, *arguments)
         except BaseException as error:  # such as no memory; a thread would keep it to itself
             failures.append(error)
 
-    first, *others = itertools.pairwise(edges)
-    threads = [threading.Thread(target=run, args=(strip,)) for strip in others]
-    for thread in threads:
-        thread.start()
-    run(first)
-    for thread in threads:
-        thread.join()
+    _in_threads(run, count)
     if failures:
         raise failures[0]
+
+
+def _in_threads(run: Callable[[], None], count: int) -> None:
+    """Call ``run()`` on up to ``count`` threads at once, this one among them.
+
+    On those of torch where they are of OpenMP: they wait for their next work for some milliseconds
+    without sleeping, and others that were started beside them would get half of a core each.
+    Elsewhere, and in a fork, which OpenMP's threads do not survive, on threads that live as long
+    as the call.
+    """
+    if count == 1:
+        run()
+    elif _parallel is not None and os.getpid() == _PROCESS:
+        _parallel(_CALLED(lambda _: run()), None, count, 0)
+    else:
+        threads = [threading.Thread(target=run) for _ in range(count - 1)]
+        for thread in threads:
+            thread.start()
+        run()
+        for thread in threads:
+            thread.join()
+
+
+_CALLED = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def _find_parallel() -> Callable[..., None] | None:
+    """The entry to OpenMP that torch was linked with, under the name that GNU and LLVM give it."""
+    try:
+        parallel = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):
+        return None
+    parallel.argtypes = _CALLED, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
+    parallel.restype = None
+    return cast(Callable[..., None], parallel)
+
+
+_parallel, _PROCESS = _find_parallel(), os.getpid()
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:

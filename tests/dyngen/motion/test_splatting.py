@@ -12,6 +12,7 @@ import itertools
 import logging
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -130,7 +131,7 @@ def test_the_number_of_threads_changes_no_bit(threads: int) -> None:
 
 def test_a_failure_in_any_thread_is_told(way: str) -> None:
     if way != "numba":
-        pytest.skip("the one with threads of its own")
+        pytest.skip("the one with threads")
     from dyngen.motion import splatting_cpu
 
     def broken(first: int, last: int, *arguments: object) -> None:
@@ -142,6 +143,33 @@ def test_a_failure_in_any_thread_is_told(way: str) -> None:
     try:
         with pytest.raises(MemoryError, match="no memory"):
             splatting_cpu._in_strips(broken, (torch.zeros(2, 3, 4),))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_without_openmp_and_in_a_fork_it_has_threads_of_its_own(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way != "numba":
+        pytest.skip("the one with threads")
+    from dyngen.motion import splatting_cpu
+
+    values, flow, z = (x.float() for x in scene(batch=2, height=7, spread=4))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        expected = splat(values, flow, z).values
+        child = os.fork()
+        if child == 0:  # where OpenMP's threads are gone, and whoever waits for them waits for ever
+            same = False
+            try:
+                signal.alarm(60)
+                same = torch.equal(splat(values, flow, z).values, expected)
+            finally:
+                os._exit(0 if same else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        monkeypatch.setattr(splatting_cpu, "_parallel", None)
+        assert torch.equal(splat(values, flow, z).values, expected)
     finally:
         torch.set_num_threads(before)
 
