@@ -157,6 +157,8 @@ class RolloutOptions(OptionParser):
 
     def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         """Parse, with what the checkpoint says of the sampling in place of the defaults."""
+        if all(action.dest != "model" for action in self._actions):  # a parser of nested keys
+            return super().parse_args(args, *rest, **options)
         # Printing would exit before the checkpoint is known.
         asked = [word for word in args or () if not word.startswith("--print_config")]
         model = Path(super().parse_args(asked, *rest, **options).model)

@@ -139,6 +139,18 @@ def test_experiments_hold_only_what_differs_from_the_defaults_and_parse(
     assert set(given) <= set(whole)
 
 
+def test_a_key_within_a_key_of_a_configuration_can_be_changed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = ROOT / "experiments/speedy/rollout.yaml"
+    with pytest.raises(SystemExit):
+        main([*printed_config(config), "--data.splits.test", '["2009", "2010"]'])
+    splits = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["splits"]
+    assert splits["train"] == [2002, 2002]
+    assert splits["test"] == [2009, 2010]
+
+
 def test_the_installed_program_says_the_same() -> None:
     program = [sys.executable, "-c", "from dyngen.cli import main; main()"]
     done = subprocess.run(
