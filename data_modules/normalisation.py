@@ -66,13 +66,22 @@ class Normalisation:
             times: (...) the time of each frame, where a seasonal cycle is subtracted: dates, or
                 seconds since 1970-01-01 in the calendar.
 
+        Values at a `lower` with a `spread` are lowered by noise that the time of a frame decides.
+
         Raises:
             DataError: If times are needed and not given.
         """
+        physical = x
         for channel, transform in enumerate(self.transforms):
             if transform is not None:
                 x = _with(x, channel, transform.forward(x[..., channel, :, :]))
-        return (x - self._centre(x, times)) / self.std.to(x.device)
+        x = (x - self._centre(x, times)) / self.std.to(x.device)
+        for channel, transform in enumerate(self.transforms):
+            if transform is not None and transform.spread:
+                least = physical[..., channel, :, :] <= transform.lower
+                noise = transform.spread * _half_normal(least.shape, times, channel).to(x)
+                x = _with(x, channel, x[..., channel, :, :] - least * noise)
+        return x
 
     def denormalise(self, x: Tensor, times: Times | None = None) -> Tensor:
         """Physical units from normalised (..., C, H, W); arguments as for `normalise`.
@@ -114,6 +123,18 @@ def seasonal_basis(seconds: np.ndarray, calendar: str, harmonics: int) -> np.nda
     angle = 2 * np.pi * year_fraction(seconds, calendar)
     waves = [f(k * angle) for k in range(1, harmonics + 1) for f in (np.cos, np.sin)]
     return np.stack([np.ones_like(angle), *waves], axis=-1)
+
+
+def _half_normal(shape: Sequence[int], times: Times | None, channel: int) -> Tensor:
+    """Noise (..., H, W), the same at the same time; without times it is the same for all frames."""
+    frames = [0] if times is None else _seconds(times).ravel().tolist()
+    generator, draws = torch.Generator(), {}
+    for frame in set(frames):
+        # Python mixes the bits of a tuple of numbers, in the same way in each process.
+        generator.manual_seed(hash((frame, channel)))
+        draws[frame] = torch.randn(shape[-2:], generator=generator).abs()
+    noise = torch.stack([draws[frame] for frame in frames])
+    return noise[0].expand(shape) if times is None else noise.view(*np.shape(times), *shape[-2:])
 
 
 def _seconds(times: Times) -> np.ndarray:

@@ -30,15 +30,22 @@ class Transform:
         exponent: p of a power.
         lower: Least value that there can be in physical units, to which the inverse raises what is
             below it, such as 0 for rain; None leaves it as it is.
+        spread: Half-normal noise, of so many standard deviations of the channel, by which values at
+            `lower` are lowered when they are standardised. Where two days of five are dry, nothing
+            rains 0 exactly that a smooth density is to learn; below 0 there is room for them, as in
+            a Gaussian that is cut off at 0 (Bell 1987, doi:10.1029/JD092iD08p09631). The inverse
+            is as exact with it.
 
     Raises:
-        DataError: For a scale or exponent that is not positive, or another kind.
+        DataError: For a scale or exponent that is not positive, another kind, or a spread that is
+            negative or below no lower.
     """
 
     kind: Literal["log", "power"] = "log"
     scale: float = 1.0
     exponent: float = 0.5
     lower: float | None = None
+    spread: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in ("log", "power"):
@@ -47,6 +54,11 @@ class Transform:
             raise DataError(
                 f"A transform has scale {self.scale:g} and exponent {self.exponent:g}; make both "
                 "positive."
+            )
+        if self.spread < 0 or (self.spread and self.lower is None):
+            raise DataError(
+                f"A transform has spread {self.spread:g} and lower {self.lower}: make the spread "
+                "positive, and give the lower that values are spread below."
             )
 
     def forward(self, x: Tensor) -> Tensor:

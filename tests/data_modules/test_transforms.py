@@ -58,6 +58,10 @@ def test_closed_forms_and_the_least_value() -> None:
         Transform("log", scale=0.0)
     with refused("The transform 'cube' is unknown; it can be log or power."):
         Transform("cube")  # type: ignore[arg-type]
+    with refused("A transform has spread 0.5 and lower None: make the spread positive, and give"):
+        Transform("log", spread=0.5)
+    with refused("A transform has spread -1 and lower 0.0"):
+        Transform("log", lower=0.0, spread=-1.0)
 
 
 Made = tuple[Path, np.ndarray, np.ndarray]
@@ -251,6 +255,41 @@ def test_rain_stays_rain(tmp_path: Path) -> None:
     frames = data.read_run("train", 0)[0]
     skewness = [((x - x.mean()) ** 3).mean() / x.std() ** 3 for x in (raw, frames)]
     assert abs(skewness[1]) < 0.3 * abs(skewness[0])
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_dry_days_are_spread_below_zero_and_come_back(tmp_path: Path, in_memory: bool) -> None:
+    path, _, _ = seasonal_cube(tmp_path / "a.zarr")
+    cube = xr.load_dataset(path, consolidated=False)
+    cube["pr"] = cube["pr"].where(cube["pr"] > 1, 0.0)  # half of the days are dry
+    cube.to_zarr(path, mode="w", consolidated=False)
+    wet, spread = torch.from_numpy(cube["pr"].values) > 0, Transform("power", lower=0.0, spread=0.7)
+
+    def frames(transform: Transform) -> tuple[torch.Tensor, ClimateCubeDataModule]:
+        given: dict[str, Any] = {"transforms": {"pr": transform}, "standardise": "pixel"}
+        data = ClimateCubeDataModule(
+            path, ["ta", "pr"], splits={"train": 1.0}, in_memory=in_memory, **given
+        )
+        return data.read_run("train", 0)[0], data
+
+    plain, _ = frames(Transform("power", lower=0.0))
+    found, data = frames(spread)
+    lowered = plain - found
+    assert not lowered[:, 0].any()  # the other variable
+    assert not lowered[:, 1][wet].any()
+    below = lowered[:, 1][~wet] / 0.7
+    half_normal = [0.12566, 0.67449, 1.64485]  # quantiles of |N(0, 1)| at 0.1, 0.5 and 0.9
+    quantiles = torch.quantile(below[:100000], torch.tensor([0.1, 0.5, 0.9]))
+    torch.testing.assert_close(quantiles, torch.tensor(half_normal), atol=0.03, rtol=0)
+    neighbours = torch.stack([below[:-1], below[1:]])
+    assert abs(torch.corrcoef(neighbours)[0, 1]) < 0.03  # noise: nothing says what comes next
+    back = data.normalisation.denormalise(found, data.cube.time_numbers)
+    assert torch.equal(back[:, 1] == 0, ~wet)
+    torch.testing.assert_close(back[:, 1], torch.from_numpy(cube["pr"].values))
+    # The time decides, not the order of reading: a window has the frames of the run.
+    batch = next(iter(data.train_dataloader()))
+    at = torch.searchsorted(torch.from_numpy(data.cube.time_numbers), batch["time"])
+    assert torch.equal(batch["frames"], found[at])
 
 
 def test_what_cannot_be(tmp_path: Path) -> None:
