@@ -77,7 +77,7 @@ class Normalisation:
                 x = _with(x, channel, transform.forward(x[..., channel, :, :]))
         x = (x - self._centre(x, times)) / self.std.to(x.device)
         for channel, transform in enumerate(self.transforms):
-            if transform is not None and transform.spread:
+            if transform is not None and transform.lower is not None and transform.spread:
                 least = physical[..., channel, :, :] <= transform.lower
                 noise = transform.spread * _half_normal(least.shape, times, channel).to(x)
                 x = _with(x, channel, x[..., channel, :, :] - least * noise)
