@@ -15,8 +15,12 @@ noise: that of the guided denoiser, for the last frame with noise. The error tha
 ``(m - last) (s / sigma_max)^3``, so that sigma_max need be no more than a few s: far fewer noise
 levels than from where images begin. A discriminator that has a forecast of the next frame may give
 m itself, which spares that estimate. A block starts likewise from the last frame n times over; its
-m and s are those of all n frames together, where what they have in common has up to n times the
-variance of one, so that sigma_max is to be chosen by the spread of the last frame and more.
+m and s are those of all n frames together.
+
+What counts is the spread of every pattern, not only that of a cell. Noise of sigma_max is white,
+and a pattern whose amplitude n cells have in common has up to n times the variance of one of them:
+of its variance s^2 the start leaves ``s^2 / (1 + s^2 / sigma_max^2)``. On a globe, where weather is
+alike over hundreds of cells, sigma_max is ten and more for a spread of cells below one.
 """
 
 from __future__ import annotations

@@ -97,6 +97,36 @@ def test_a_start_from_the_forecast_spares_the_estimate_and_keeps_the_mean() -> N
         without(before, noise())
 
 
+@pytest.mark.parametrize("sigma_max", [0.5, 2.0])
+def test_the_first_noise_level_bounds_the_spread_of_what_cells_have_in_common(
+    sigma_max: float,
+) -> None:
+    """A mode of spread s keeps s^2 / (1 + s^2 / sigma_max^2) of its variance; all is linear."""
+    fields = AutoregressiveFields(power_law_spectrum(8, 8, slope=3.0), 0.9)
+
+    def logit(x: Tensor, sigma: Tensor, history: Tensor, forecast: Tensor) -> Tensor:
+        return fields.logit(x, sigma, history)
+
+    before = fields.simulate(len(ROWS), 1, generator=torch.Generator().manual_seed(1))
+    expected = fields.conditional_mean(before)
+    drawn = GuidedFrameSampler(
+        fields.denoise,
+        logit,
+        edm_sigmas(200, sigma_min=0.005, sigma_max=sigma_max),
+        history_length=1,
+        expectation=lambda history: {"forecast": expected},
+        start="forecast",
+    )
+    added = torch.fft.fft2(drawn(before, noise())[0][:, 0] - expected)
+    gain = added / torch.fft.fft2(sigma_max * noise()(before[:, -1]))
+    variance = (1 - fields.coefficient**2) * fields.spectrum
+    assert variance.max() > 1 > 0.5 > variance.mean()
+    kept = variance / (1 + variance / sigma_max**2)
+    torch.testing.assert_close(
+        (gain.abs() * sigma_max).square().double(), kept.expand(3, 1, 8, 8), rtol=0.02, atol=1e-4
+    )
+
+
 @pytest.mark.parametrize("conditional", [False, True])
 def test_a_low_first_noise_level_does_not_shrink_the_mean(conditional: bool) -> None:
     """The response to the history is linear here: a h, where noise alone as a start gives less."""
