@@ -41,7 +41,8 @@ class ExperimentCLI(LightningCLI):
     """`fit`, `validate`, `test` and `predict` for any model on any data, configured by YAML.
 
     With `ckpt_path: last`, `fit` goes on with the run that is in the log folder, or starts it when
-    there is none; a run with other settings is not continued but refused.
+    there is none; a run with other settings is not continued but refused, nor is one of more steps
+    than are asked for.
 
     Args:
         arguments: Command line, the verb first.
@@ -122,6 +123,14 @@ class ExperimentCLI(LightningCLI):
         folder = Path(str(place.save_dir), str(place.get("name")), str(place.get("version")))
         if not (folder / "checkpoints" / "last.ckpt").exists():
             return
+        made = read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"]
+        asked = settings.trainer.get("max_steps", -1)
+        if 0 <= asked < made:  # Lightning would call it finished
+            raise ValueError(
+                f"{folder} holds a run of {made} steps already, more than trainer.max_steps = "
+                f"{asked}: ask for no fewer, delete the folder to start anew, or choose another "
+                "one with --trainer.logger.init_args.version."
+            )
         self._dump_config()
         told = folder / "config.yaml"
         if not told.is_file():

@@ -122,6 +122,10 @@ def test_a_run_with_other_settings_is_not_continued(
         main(["fit", "--config", config, "--model.init_args.learning_rate", "0.5"])
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "holds a run with model.init_args.learning_rate = 0.001, not 0.5" in said
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", config, "--trainer.max_steps", "5"])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "holds a run of 6 steps already, more than trainer.max_steps = 5" in said
     told = here / "discriminator" / "config.yaml"
     text = told.read_text()
     told.unlink()
