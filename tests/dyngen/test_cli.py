@@ -14,7 +14,7 @@ from dyngen.contest import read_contest
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
 INFORMATION = ("INFO: Seed set", "this CPU has no bf16")
-RULES = ("contest", "ablation", "seeds", "shifts", "noise")
+RULES = ("contest", "ablation", "seeds", "shifts", "noise", "same_event", "interval")
 CONTESTS = [path for path in EXPERIMENTS if path.stem in RULES]
 CONFIGURATIONS = [path for path in EXPERIMENTS if path.stem not in RULES]
 IMAGE = ROOT / "experiments" / "turbulence" / "image.yaml"
