@@ -4,9 +4,8 @@ Beside it, on the same values, flow and importance:
 
 - the peer: for each of the four corners one `scatter_add_` of the weighted values, as splatting is
   written where no kernel was written for it;
-- the limit: the values copied, one read and one write. A single image is copied within the cache
-  and to memory that is there already. Eight are copied to new memory, as a result of that size
-  always is on the CPU: the system takes longer to find its pages than to fill them.
+- the limit: the values copied, one read and one write, to new memory, as a result always is. For
+  eight images, and at times for one, the system takes longer to find its pages than to fill them.
 
 Values lie in memory channels last, as the library's result does, or channels first, when they are
 transposed on the way. Each is run in turn several times, the first time unrecorded; the medians are
@@ -104,16 +103,12 @@ def _measure(
         if gradients:
             torch.autograd.grad(result.sum(), leaves)
 
-    destination = torch.empty_like(values)
     tasks: dict[str, Callable[[], Any]] = {
         "ours": lambda: run_once(lambda *x: splat(*x).values),
         "peer": lambda: run_once(naive),
     }
     copies = 3 if gradients else 1
-    tasks["limit"] = lambda: [
-        destination.copy_(values) if batch == 1 or device != "cpu" else values.clone()
-        for _ in range(copies)
-    ]
+    tasks["limit"] = lambda: [values.clone() for _ in range(copies)]
     rates = {task: [batch / s for s in seconds] for task, seconds in _in_turn(tasks).items()}
     median = {task: statistics.median(values) for task, values in rates.items()}
     return {
