@@ -121,9 +121,10 @@ class ExperimentCLI(LightningCLI):
             return
         place = logger.init_args
         folder = Path(str(place.save_dir), str(place.get("name")), str(place.get("version")))
-        if not (folder / "checkpoints" / "last.ckpt").exists():
+        last = folder / "checkpoints" / "last.ckpt"
+        if not last.exists():
             return
-        made = read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"]
+        made = read_checkpoint(last)["global_step"]
         asked = settings.trainer.get("max_steps", -1)
         if 0 <= asked < made:  # Lightning would call it finished
             raise ValueError(
@@ -135,8 +136,8 @@ class ExperimentCLI(LightningCLI):
         told = folder / "config.yaml"
         if not told.is_file():
             raise ValueError(
-                f"{told} is missing, which says how {folder / 'checkpoints' / 'last.ckpt'} was "
-                "trained: put it back, or delete the folder to start anew."
+                f"{told} is missing, which says how {last} was trained: put it back, or delete "
+                "the folder to start anew."
             )
         saved = OmegaConf.to_container(OmegaConf.load(told))
         there = _flat(cast(dict[str, Any], saved))

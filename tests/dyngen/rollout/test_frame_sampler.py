@@ -67,20 +67,29 @@ def test_gradient_guidance_is_the_guided_sampler(
     assert figures["logit_evaluations"].tolist() == [expected] * 3
 
 
-def test_a_start_from_the_forecast_spares_the_estimate_and_keeps_the_mean() -> None:
-    """The response to the history is linear here, and from its own mean exact: a h."""
-    fields = world()
-
-    def expectation(history: Tensor) -> dict[str, Tensor]:
-        return {"forecast": fields.conditional_mean(history)}
+def from_forecast(
+    fields: AutoregressiveFields, sigmas: Tensor, history_length: int = 2
+) -> GuidedFrameSampler:
+    """A guided sampler that starts from the exact forecast of the history."""
 
     def logit(x: Tensor, sigma: Tensor, history: Tensor, forecast: Tensor) -> Tensor:
         return fields.logit(x, sigma, history)
 
-    sigmas = edm_sigmas(64, sigma_min=0.02, sigma_max=2.0)
-    drawn = GuidedFrameSampler(
-        fields.denoise, logit, sigmas, history_length=2, expectation=expectation, start="forecast"
+    return GuidedFrameSampler(
+        fields.denoise,
+        logit,
+        sigmas,
+        history_length=history_length,
+        expectation=lambda history: {"forecast": fields.conditional_mean(history)},
+        start="forecast",
     )
+
+
+def test_a_start_from_the_forecast_spares_the_estimate_and_keeps_the_mean() -> None:
+    """The response to the history is linear here, and from its own mean exact: a h."""
+    fields = world()
+    sigmas = edm_sigmas(64, sigma_min=0.02, sigma_max=2.0)
+    drawn = from_forecast(fields, sigmas)
     before = history(fields)
     frames, figures = drawn(before, noise())
     response = frames - drawn(torch.zeros_like(before), noise())[0]
@@ -104,19 +113,10 @@ def test_the_first_noise_level_bounds_the_spread_of_what_cells_have_in_common(
     """A mode of spread s keeps s^2 / (1 + s^2 / sigma_max^2) of its variance; all is linear."""
     fields = AutoregressiveFields(power_law_spectrum(8, 8, slope=3.0), 0.9)
 
-    def logit(x: Tensor, sigma: Tensor, history: Tensor, forecast: Tensor) -> Tensor:
-        return fields.logit(x, sigma, history)
-
     before = fields.simulate(len(ROWS), 1, generator=torch.Generator().manual_seed(1))
     expected = fields.conditional_mean(before)
-    drawn = GuidedFrameSampler(
-        fields.denoise,
-        logit,
-        edm_sigmas(200, sigma_min=0.005, sigma_max=sigma_max),
-        history_length=1,
-        expectation=lambda history: {"forecast": expected},
-        start="forecast",
-    )
+    sigmas = edm_sigmas(200, sigma_min=0.005, sigma_max=sigma_max)
+    drawn = from_forecast(fields, sigmas, history_length=1)
     added = torch.fft.fft2(drawn(before, noise())[0][:, 0] - expected)
     gain = added / torch.fft.fft2(sigma_max * noise()(before[:, -1]))
     variance = (1 - fields.coefficient**2) * fields.spectrum
