@@ -417,7 +417,7 @@ class ClimateCubeDataModule(LightningDataModule):
     def initial_states(
         self, split: str, count: int, history: int, leads: int
     ) -> tuple[Tensor, np.ndarray]:
-        """Windows to start rollouts from and to verify them with.
+        """Frames to start rollouts from, of windows that hold what verifies them too.
 
         They are spread evenly over the trajectories of a split and over their time, always the
         same.
@@ -426,18 +426,19 @@ class ClimateCubeDataModule(LightningDataModule):
             split: Name of the split.
             count: Number of initial states N.
             history: Frames up to and including the initial state.
-            leads: Frames after it.
+            leads: Frames that there must be after it; they are not read.
 
         Returns:
-            Normalised frames (N, history + leads, C, H, W) and their times (N, history + leads):
-            datetime64, cftime dates or numbers.
+            Normalised frames (N, history, C, H, W) and their times (N, history): datetime64,
+            cftime dates or numbers.
 
         Raises:
             DataError: If there are not so many windows of that length.
         """
         windows = Windows(self.split(split), history + leads, 1, self.frame_stride)
         places = self._places(windows, count, history, leads)
-        parts = [self._read(windows, *place) for place in places]
+        begun = Windows(self.split(split), history, 1, self.frame_stride)
+        parts = [self._read(begun, *place) for place in places]
         return torch.stack([frames for frames, _ in parts]), np.stack([times for _, times in parts])
 
     def initial_places(

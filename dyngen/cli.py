@@ -25,6 +25,7 @@ LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
 WORDS = {
     "evaluate": ("rollouts", True),
     "compare": ("rollouts", True),
+    "calibrate": ("rollout", False),
     "to-weatherbench": ("rollout", False),
     "drift": ("rollout", False),
     "inspect": ("cube", False),
@@ -52,6 +53,8 @@ make and use:
   animate [IMAGE]      a film from a picture and a motion, given or sampled
   view [IMAGE]         a page on which a picture sways when it is pulled
   rollout              sample an ensemble of trajectories from a trained model into a Zarr
+  calibrate ROLLOUT --reference CUBE
+                       a quantile map from forecasts of one step, for long rollouts
   to-weatherbench ROLLOUT
                        write a rollout, or a cube, in the layout that WeatherBench 2 evaluates
   evaluate ROLLOUT ... --reference CUBE
@@ -165,6 +168,7 @@ def _functions() -> dict[str, Callable[[], Callable[..., Any]]]:
         "animate": lazily("dyngen.animate", "animate"),
         "view": lazily("dyngen.view.page", "view"),
         "rollout": lazily("dyngen.forecast", "forecast"),
+        "calibrate": lazily("dyngen.calibrate", "calibrate"),
         "to-weatherbench": lazily("dyngen.weatherbench", "to_weatherbench"),
         "evaluate": lazily("dyngen.evaluation", "evaluate_rollouts"),
         "compare": lazily("dyngen.evaluation", "compare_rollouts"),

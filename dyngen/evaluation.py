@@ -78,7 +78,7 @@ def evaluate_rollouts(
                     "second=PATH."
                 )
             of_kind[name] = run
-        places, leads = _verification(forecasts, dict(named), data, split)
+        places, leads = verification(forecasts, dict(named), data, split)
         if leads[0] > 1:
             log.info("Leads are %d frames of %s apart; so are lags.", leads[0], reference)
         assessment = assess(
@@ -211,7 +211,7 @@ def fitting(place: str, dataset: xr.Dataset, data: ClimateCubeDataModule) -> xr.
     return rollout
 
 
-def _verification(
+def verification(
     forecasts: dict[str, xr.Dataset],
     named: dict[str, str],
     data: ClimateCubeDataModule,

@@ -103,7 +103,7 @@ def forecast(
             description = trained.cube  # normalised as in training, whatever this cube's statistics
         room = _room(data, split, initial_states, before)
         frames, times = data.initial_states(split, initial_states, before, room)
-        frames, times = frames[:, before - given : before], times[:, before - given : before]
+        frames, times = frames[:, before - given :], times[:, before - given :]
         places = data.initial_places(split, initial_states, before, room)
         physical = data.normalisation.denormalise(frames, times)
         along = Along(description, times[:, -1], data.cube.calendar)

@@ -290,7 +290,7 @@ class _Start:
     def histories(self, initials: int, length: int) -> Tensor:
         """Normalised histories (N, length, C, H, W)."""
         frames, _ = self.data.initial_states(self.split, initials, self.history, self.leads)
-        return frames[:, self.history - length : self.history].clone()
+        return frames[:, self.history - length :].clone()
 
     def places(self, initials: int) -> list[Place]:
         """Trajectory and number of the last frame of each history."""

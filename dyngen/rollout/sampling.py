@@ -15,6 +15,7 @@ from torch import Tensor
 from dyngen.diffusion.cycle_spinning import check_shifts
 from dyngen.diffusion.noise import edm_sigmas
 from dyngen.diffusion.precision import computes_bf16, tell_of_single_precision
+from dyngen.rollout.calibration import CalibratedFrameSampler, read_calibration
 from dyngen.rollout.frame_sampler import ConditionalFrameSampler, FrameSampler, GuidedFrameSampler
 
 GUIDED_SIGMA_MAX, SIGMA_MAX = 4.0, 40.0
@@ -53,6 +54,8 @@ class Sampling:
             moved by less than a patch; along periodic axes [[0, 0], [1, 1]] makes up for most of it
             (cycle spinning; see `dyngen.diffusion.cycle_spinning`).
         precision: Of the networks: full, or bf16 where the device has it.
+        calibration: File of `dyngen calibrate`, a quantile map that each frame goes through before
+            it becomes history (see `dyngen.rollout.calibration`); by default none.
 
     Raises:
         ValueError: For noise levels that are not positive and ascending, or no steps.
@@ -73,6 +76,7 @@ class Sampling:
     options: dict[str, float] = field(default_factory=dict)
     shifts: list[list[int]] = field(default_factory=lambda: [[0, 0]])
     precision: Literal["full", "bf16"] = "full"
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 < self.sigma_min < (self.sigma_max or GUIDED_SIGMA_MAX):
@@ -84,6 +88,24 @@ class Sampling:
 
 
 def frame_sampler(model: Any, sampling: Sampling, device: torch.device = CPU) -> FrameSampler:
+    """The frame sampler of a trained model, calibrated if the settings say so.
+
+    As `uncalibrated_sampler`.
+
+    Raises:
+        ValueError: For settings that this model cannot sample with, or a calibration of other ones.
+    """
+    sampler = uncalibrated_sampler(model, sampling, device)
+    if sampling.calibration is None:
+        return sampler
+    made = read_calibration(sampling.calibration)
+    made.check(weights_digest(model), sampler.description())
+    return CalibratedFrameSampler(sampler, made)
+
+
+def uncalibrated_sampler(
+    model: Any, sampling: Sampling, device: torch.device = CPU
+) -> FrameSampler:
     """The frame sampler of a trained model.
 
     Args:

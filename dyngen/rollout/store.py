@@ -214,13 +214,13 @@ def prepare_store(
             unfinished rollout of more steps than asked for; when the disk is full.
     """
     path = Path(path)
-    wanted = json.loads(json.dumps(_plain({**settings, **_outline(field, layout)}), sort_keys=True))
+    wanted = json.loads(json.dumps(plain({**settings, **_outline(field, layout)}), sort_keys=True))
     attributes = {
         "dyngen_complete": 0,
         "dyngen_layout": json.dumps(asdict(layout)),
         "dyngen_diagnostics": json.dumps(diagnostics),
         "dyngen_settings": json.dumps(wanted, sort_keys=True),
-        "dyngen_provenance": json.dumps(_plain(provenance or {}), sort_keys=True),
+        "dyngen_provenance": json.dumps(plain(provenance or {}), sort_keys=True),
     }
     if not path.exists():
         _write_empty(path, field, layout, diagnostics, attributes)
@@ -301,14 +301,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:40]} ... {text[-16:]}"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value with what JSON cannot say turned into what it can."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.ndarray | np.generic | Tensor):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not np.isfinite(value):
         return str(value)
     return value if isinstance(value, str | int | float | bool | None) else str(value)
@@ -373,7 +373,7 @@ def _attributes(path: Path) -> dict[str, Any]:
 def _set_attribute(path: Path, name: str, value: Any) -> None:
     metadata = json.loads((path / "zarr.json").read_text())
     metadata["attributes"][name] = value
-    _replace(path / "zarr.json", json.dumps(metadata, indent=2).encode())
+    replace_file(path / "zarr.json", json.dumps(metadata, indent=2).encode())
 
 
 def _layout(attributes: Mapping[str, Any]) -> Layout:
@@ -412,10 +412,10 @@ def _write_restart(path: Path, restart: Restart) -> None:
         written=np.int64(restart.written),
     )
     path.parent.mkdir(exist_ok=True)
-    _replace(path, content.getvalue())
+    replace_file(path, content.getvalue())
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Replace a small file at once: a reader, or a kill, finds the old one or the new one."""
     temporary = path.with_name(f"{path.name}.partial")
     try:

@@ -53,7 +53,7 @@ def test_runs_of_a_split_are_whole_or_thinned_evenly(make_cube: MakeCube) -> Non
 
 def test_a_cropped_module_gives_the_same_crop_as_its_batches(make_cube: MakeCube) -> None:
     truth, data, _cube = opened(make_cube(), crop=(2, 3))
-    frames, _ = data.initial_states("test", 1, 1, 2)
+    frames, _ = data.initial_states("test", 1, 3, 0)
     places = data.initial_places("test", 1, 1, 2)
     came = truth.after(places, [1, 2])["u"]
     batch = data.normalisation.denormalise(frames)[:, 1:, 0]
