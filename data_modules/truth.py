@@ -6,6 +6,7 @@ memory; missing values stay NaN, whatever the models were given in their place.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -98,6 +99,28 @@ class Truth:
             for trajectory, frame in places
         ]
         return self._dataset(frames, ("initial", "lead"), places)
+
+    def read_after(self, places: Sequence[Place], lead: int) -> np.ndarray:
+        """What came true so many steps after each place, (N, C, H, W), in memory.
+
+        For thousands of places: each chunk of the cube is read once, however many of them it holds.
+
+        Raises:
+            DataError: As `after`.
+        """
+        self._check_within(places, lead)
+        rows, columns = self._data.crop_slices
+        found = np.empty((len(places), len(self._cube.variables), *self._data.shape), np.float32)
+        steps, per_chunk = lead * self._data.frame_stride, self._cube.chunks[1]
+        of_chunk = defaultdict(list)
+        for number, (trajectory, frame) in enumerate(places):
+            of_chunk[trajectory, (frame + steps) // per_chunk].append(number)
+        for (trajectory, _), numbers in of_chunk.items():
+            frames = np.array([places[number][1] + steps for number in numbers])
+            span = slice(frames.min(), frames.max() + 1)
+            values = self._cube.read(slice(trajectory, trajectory + 1), span)[0]
+            found[numbers] = values[frames - span.start][:, :, rows, columns]
+        return found
 
     def at(self, places: Sequence[Place]) -> xr.Dataset:
         """Frames at places, (initial, y, x)."""

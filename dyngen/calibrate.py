@@ -69,7 +69,7 @@ def calibrate(
     frames = [frame + data.frame_stride for _, frame in places]
     times = data.cube.times[frames]
     normalisation = Normalisation(**trained["normalisation"])
-    truths = _frames(Truth(data).after(places, leads), settings["variables"])[:, 0]
+    truths = torch.from_numpy(Truth(data).read_after(places, leads[0]))
     forecasts = _frames(run, settings["variables"])[:, :, 0].transpose(0, 1)
     truths = normalisation.normalise(truths, times).nan_to_num_(nan=0.0)
     forecasts = torch.cat([normalisation.normalise(each, times) for each in forecasts])
@@ -83,6 +83,7 @@ def calibrate(
         truths.repeat(members, 1, 1, 1),
         None if phases is None else phases.repeat(members),
         knots,
+        progress=True,
     )
     Calibration(str(out), seasons, settings["weights"], settings["sampler"], channel).write()
     error = (forecasts.mean(0) - truths.mean(0)).square().mean((-2, -1)).sqrt()

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor
 
 from dyngen.rollout.frame_sampler import Diagnostics, FrameSampler
@@ -103,7 +104,12 @@ class Seasons:
 
     @classmethod
     def fit(
-        cls, forecasts: Tensor, truths: Tensor, phases: Tensor | None = None, knots: int = 32
+        cls,
+        forecasts: Tensor,
+        truths: Tensor,
+        phases: Tensor | None = None,
+        knots: int = 32,
+        progress: bool = False,
     ) -> Seasons:
         """The maps of forecasts to what came true.
 
@@ -113,17 +119,23 @@ class Seasons:
             phases: (N,) of the year, from 0 to 1: twelve maps, each of the frames that are no more
                 than a twelfth away. None: one map.
             knots: Of each.
+            progress: Show how far it is.
 
         Raises:
             ValueError: If there are fewer frames than knots, of all or at a time of the year.
         """
         if phases is None:
             return cls([QuantileMap.fit(forecasts, truths, knots)])
-        maps = []
-        for month in range(MONTHS):
-            near = ((phases - month / MONTHS + 0.5) % 1 - 0.5).abs() <= 1 / MONTHS
-            maps.append(QuantileMap.fit(forecasts[near], truths[near], knots))
-        return cls(maps)
+        months = torch.arange(MONTHS) / MONTHS
+        near = ((phases - months[:, None] + 0.5) % 1 - 0.5).abs() <= 1 / MONTHS
+        fewest = int(near.sum(1).min())
+        if fewest < knots:
+            raise ValueError(
+                f"At one time of the year {fewest} of {len(forecasts)} forecasts are within a "
+                f"month, too few for {knots} knots; give forecasts of all seasons, or fewer knots."
+            )
+        shown = track(near, "fitting", transient=True, disable=not progress)
+        return cls([QuantileMap.fit(forecasts[one], truths[one], knots) for one in shown])
 
     def at(self, phase: float) -> QuantileMap:
         """The map of a time of the year, of phase 0 to 1."""

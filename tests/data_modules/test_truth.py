@@ -71,6 +71,22 @@ def test_places_agree_with_initial_states(make_cube: MakeCube) -> None:
     assert truth.places(times[:, 1], trajectories) == places
 
 
+def test_thousands_of_frames_are_those_of_the_datasets(make_cube: MakeCube) -> None:
+    truth, data, _ = opened(make_cube(), crop=(2, 3))
+    places = [*data.initial_places("train", 7, 2, 3), *data.initial_places("test", 5, 1, 3)]
+    lazily = truth.after(places, [1, 2, 3])
+    expected = np.stack([lazily[name].values for name in data.cube.variables], 2)
+    reads = []
+    with pytest.MonkeyPatch.context() as patch:
+        read = type(data.cube).read
+        patch.setattr(type(data.cube), "read", lambda *a: reads.append(a[1:]) or read(*a))
+        found = truth.read_after(places, 3)
+    np.testing.assert_array_equal(found, expected[:, 2])
+    assert len(reads) == len({(t, (f + 3) // data.cube.chunks[1]) for t, f in places})
+    with pytest.raises(DataError, match="ends after"):
+        truth.read_after([(0, len(data.cube.times) - 2)], 3)
+
+
 def test_missing_values_stay_missing_though_batches_are_filled(make_cube: MakeCube) -> None:
     def holed(dataset: xr.Dataset) -> xr.Dataset:
         dataset["u"][7, 5, 1, 2] = np.nan
