@@ -27,6 +27,7 @@ from threading import Thread
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -94,12 +95,25 @@ def run_stages(
             many as there are cores, at most four, or 1 with a GPU.
 
     Raises:
-        ValueError: If a stage that ran beside others failed, or together is below 1.
+        ValueError: If a stage that ran beside others failed, together is below 1, or another
+            process runs stages in this folder.
     """
     if together is None:
         together = 1 if torch.cuda.is_available() else min(MOST_TOGETHER, cores())
     if together < 1:
         raise ValueError(f"together = {together} is no number of stages; give 1 or more.")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".lock", timeout=0):  # the system's: it ends with the process
+            _run_left(out, stages, console, together)
+    except Timeout:
+        raise ValueError(
+            f"another process is at work in {out}: wait until it is done, or give another folder."
+        ) from None
+
+
+def _run_left(out: Path, stages: Sequence[Stage], console: Console, together: int) -> None:
+    """Run what is not done yet."""
     record = read_stages(out)
     left: list[tuple[str, Stage]] = []
     for number, stage in enumerate(stages, 1):
@@ -228,17 +242,19 @@ def _start(
     before = signal.getsignal(signal.SIGINT)
     if before == signal.SIG_IGN:  # as in the background of a script: a child would inherit that
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(
-        [*COMMAND, *stage.arguments],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # an interruption comes from here, once
-    )
-    if before == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, before)
+    try:
+        process = subprocess.Popen(
+            [*COMMAND, *stage.arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # an interruption comes from here, once
+        )
+    finally:
+        if before == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, before)
 
     def listen() -> None:
         assert process.stdout is not None

@@ -212,3 +212,21 @@ def test_by_default_cores_are_shared_and_a_gpu_is_not(
 def test_less_than_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="together = 0 is no number of stages"):
         run(tmp_path, together=0)
+
+
+def test_two_at_a_time_in_one_folder_are_refused(tmp_path: Path) -> None:
+    first = threading.Thread(
+        target=run_stages,
+        args=(tmp_path, [stage(tmp_path, "first", awaits="go")], Console(file=StringIO()), 2),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signal, "signal", lambda *_: None)  # which is the main thread's alone
+        first.start()
+        while not (tmp_path / "first").exists():
+            time.sleep(0.01)
+        with pytest.raises(ValueError, match="another process is at work in"):
+            run(tmp_path, stage(tmp_path, "second"))
+        (tmp_path / "go").touch()
+        first.join()
+    _, log = run(tmp_path, stage(tmp_path, "second"))
+    assert log == ["start first", "end first", "start second", "end second"]
