@@ -147,7 +147,7 @@ def test_a_key_within_a_key_of_a_configuration_can_be_changed(
     with pytest.raises(SystemExit):
         main([*printed_config(config), "--data.splits.test", '["2009", "2010"]'])
     splits = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["splits"]
-    assert splits["train"] == [2002, 2002]
+    assert splits["train"] == [1983, 2002]
     assert splits["test"] == [2009, 2010]
 
 
