@@ -55,6 +55,7 @@ make and use:
   rollout              sample an ensemble of trajectories from a trained model into a Zarr
   calibrate ROLLOUT --reference CUBE
                        a quantile map from forecasts of one step, for long rollouts
+  settle               shifts of each cell that give long rollouts the mean of a cube
   to-weatherbench ROLLOUT
                        write a rollout, or a cube, in the layout that WeatherBench 2 evaluates
   evaluate ROLLOUT ... --reference CUBE
@@ -148,7 +149,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _options(verb: str) -> type[OptionParser]:
-    if verb != "rollout":
+    if verb not in ("rollout", "settle"):
         return OptionParser
     from dyngen.forecast import RolloutOptions
 
@@ -169,6 +170,7 @@ def _functions() -> dict[str, Callable[[], Callable[..., Any]]]:
         "view": lazily("dyngen.view.page", "view"),
         "rollout": lazily("dyngen.forecast", "forecast"),
         "calibrate": lazily("dyngen.calibrate", "calibrate"),
+        "settle": lazily("dyngen.settle", "settle"),
         "to-weatherbench": lazily("dyngen.weatherbench", "to_weatherbench"),
         "evaluate": lazily("dyngen.evaluation", "evaluate_rollouts"),
         "compare": lazily("dyngen.evaluation", "compare_rollouts"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from data_modules.along import Along
 from data_modules.climate_cube import ClimateCubeDataModule, check_compatible
@@ -24,7 +26,7 @@ from dyngen.models.checkpoints import (
 )
 from dyngen.networks.unet import UNet2d
 from dyngen.options import OptionParser
-from dyngen.rollout import Field, Written, write_rollout
+from dyngen.rollout import Field, FrameSampler, Written, write_rollout
 from dyngen.rollout.progress import years_per_day
 from dyngen.rollout.sampling import Sampling, frame_sampler, weights_digest
 
@@ -95,21 +97,8 @@ def forecast(
                     network.compile()
         place = local_device(device, processes)
         sampler = frame_sampler(trained, sampling, place)
-        given = sampler.history_length
-        before = max(given, history or given)
-        description = data.description()
-        if trained.cube is not None:
-            check_compatible(trained.cube, description)
-            description = trained.cube  # normalised as in training, whatever this cube's statistics
-        room = _room(data, split, initial_states, before)
-        frames, times = data.initial_states(split, initial_states, before, room)
-        frames, times = frames[:, before - given :], times[:, before - given :]
-        places = data.initial_places(split, initial_states, before, room)
-        physical = data.normalisation.denormalise(frames, times)
-        along = Along(description, times[:, -1], data.cube.calendar)
-        histories = along.normalisation.normalise(physical, times)
-        context = along.context(getattr(sampler, "frames", 1))
-        field = initial_field(data, places, description)
+        start = start_from(trained, sampler, data, split, initial_states, history)
+        field = start.field
         if years is not None:
             steps = _steps_in_years(field, years, data.path)
             steps = -(-steps // every) * every if every > 0 else steps
@@ -117,7 +106,7 @@ def forecast(
         written = write_rollout(
             out,
             sampler,
-            histories,
+            start.histories,
             field,
             members=members,
             steps=steps,
@@ -135,8 +124,8 @@ def forecast(
                 "dyngen": version("dyngen"),
             },
             batch_size=batch_size,
-            denormalise=along,
-            conditioning=context,
+            denormalise=start.along,
+            conditioning=start.context,
             device=place,
             progress=progress,
             processes=processes,
@@ -145,11 +134,66 @@ def forecast(
             return
         if written.frames:
             training = training_cost(read_checkpoint(model))
-            cost = rollout_cost(trained, sampler, histories, written, training, place, context)
+            cost = rollout_cost(
+                trained, sampler, start.histories, written, training, place, start.context
+            )
             write_cost(out, cost)
             _tell(out, written, place, processes.count)
         else:
             log.info("%s was finished already", out)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a rollout starts from.
+
+    Args:
+        histories: (N, k, C, H, W), normalised as in training.
+        along: The calendar, and the way back to physical units.
+        context: What the sampler is given besides the history; None where there is nothing.
+        field: What the rollout is made of.
+    """
+
+    histories: Tensor
+    along: Along
+    context: Callable[[list[int], int], dict[str, Tensor]] | None
+    field: Field
+
+
+def start_from(
+    trained: Any,
+    sampler: FrameSampler,
+    data: ClimateCubeDataModule,
+    split: str,
+    initial_states: int,
+    history: int | None = None,
+) -> Start:
+    """Initial states spread evenly over a split, normalised as the model was trained on them.
+
+    Args:
+        history: Frames up to and including each, at least those that the sampler is given.
+
+    Raises:
+        DataError: If the cube does not fit the model, or has not so many states.
+    """
+    given = sampler.history_length
+    before = max(given, history or given)
+    description = data.description()
+    if trained.cube is not None:
+        check_compatible(trained.cube, description)
+        description = trained.cube  # normalised as in training, whatever this cube's statistics
+    room = _room(data, split, initial_states, before)
+    frames, times = data.initial_states(split, initial_states, before, room)
+    frames, times = frames[:, before - given :], times[:, before - given :]
+    places = data.initial_places(split, initial_states, before, room)
+    physical = data.normalisation.denormalise(frames, times)
+    along = Along(description, times[:, -1], data.cube.calendar)
+    return Start(
+        along.normalisation.normalise(physical, times),
+        along,
+        along.context(getattr(sampler, "frames", 1)),
+        initial_field(data, places, description),
+    )
 
 
 class RolloutOptions(OptionParser):

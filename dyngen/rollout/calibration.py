@@ -148,6 +148,10 @@ class Seasons:
             torch.lerp(a.source, b.source, share), torch.lerp(a.target, b.target, share)
         )
 
+    def shifted(self, shift: Tensor) -> Seasons:
+        """Maps to values higher by (C, H, W)."""
+        return Seasons([QuantileMap(one.source, one.target + shift) for one in self.maps])
+
 
 @dataclass(frozen=True)
 class Calibration:
