@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from data_modules.along import Along
@@ -26,6 +25,7 @@ from dyngen.launch import local_device
 from dyngen.models.checkpoints import load_model
 from dyngen.rollout import FrameNoise, Processes, Sampling, frame_sampler, weights_digest
 from dyngen.rollout.calibration import Calibration, QuantileMap, Seasons, read_calibration
+from dyngen.rollout.progress import FrameProgress
 from dyngen.rollout.sampling import uncalibrated_sampler
 from dyngen.rollout.settling import Settling
 from dyngen.rollout.store import plain, replace_file
@@ -97,17 +97,26 @@ def settle(
     rows = [(initial, 0) for initial in range(members)]
     numbers = list(range(members))
     history = history.to(place)
-    for step in track(range(settling.step, steps), "settling", total=steps - settling.step):
-        known = {} if begun.context is None else begun.context(numbers, step)
-        known = {name: values.to(place) for name, values in known.items()}
-        frames, _ = sampler(history, FrameNoise(seed, rows, step), **known)
-        frames = frames + settling.shift.to(frames)
-        history = torch.cat([history[:, 1:], frames], 1)
-        if not frames.isfinite().all():
-            raise ValueError(f"at step {step} frames are no longer finite; see sampling.clip.")
-        settling.follow(aim.error(frames[:, 0].cpu(), begun.along.times(numbers, [step])[:, 0]))
-        if settling.step % KEPT == 0 and settling.step < steps:
-            state.write(history.cpu(), settling)
+    progress = FrameProgress(
+        members * steps,
+        members * settling.step,
+        shown=True,
+        years_per_frame=begun.field.years_per_step,
+        label="settling",
+    )
+    with progress:
+        for step in range(settling.step, steps):
+            known = {} if begun.context is None else begun.context(numbers, step)
+            known = {name: values.to(place) for name, values in known.items()}
+            frames, _ = sampler(history, FrameNoise(seed, rows, step), **known)
+            frames = frames + settling.shift.to(frames)
+            history = torch.cat([history[:, 1:], frames], 1)
+            if not frames.isfinite().all():
+                raise ValueError(f"at step {step} frames are no longer finite; see sampling.clip.")
+            settling.follow(aim.error(frames[:, 0].cpu(), begun.along.times(numbers, [step])[:, 0]))
+            if settling.step % KEPT == 0 and settling.step < steps:
+                state.write(history.cpu(), settling)
+            progress.advance(members)
     shift = settling.settled
     made = _calibration(str(out), trained, sampling, place, tuple(shift.shape))
     replace(made, seasons=made.seasons.shifted(shift)).write()

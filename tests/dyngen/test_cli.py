@@ -120,7 +120,7 @@ def test_a_contest_with_a_mistake_is_told(tmp_path: Path) -> None:
 def printed_config(path: Path) -> list[str]:
     """The command line that prints what an experiment comes to."""
     makes = ["simulate", path.parent.name]
-    verb = {"rollout": ["rollout"], "cube": makes}.get(path.stem, ["fit"])
+    verb = {"rollout": ["rollout"], "settle": ["settle"], "cube": makes}.get(path.stem, ["fit"])
     changed = path.with_name("discriminator.yaml")  # by the one of the demo
     base = ["--config", str(changed)] if path.stem == "demo" else []
     return [*verb, *base, "--config", str(path), "--print_config"]
