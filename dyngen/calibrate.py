@@ -85,6 +85,7 @@ def calibrate(
         knots,
         progress=True,
     )
+    out.parent.mkdir(parents=True, exist_ok=True)
     Calibration(str(out), seasons, settings["weights"], settings["sampler"], channel).write()
     error = (forecasts.mean(0) - truths.mean(0)).square().mean((-2, -1)).sqrt()
     for name, each in zip(settings["variables"], error.tolist(), strict=True):

@@ -89,6 +89,7 @@ def settle(
         "steps": steps,
         "start": hashlib.sha256(begun.histories.numpy().tobytes()).hexdigest()[:16],
     }
+    out.parent.mkdir(parents=True, exist_ok=True)
     state = _State(out.with_name(f".{out.name}.state.npz"), plain(settings))
     history, settling = state.read() or (
         begun.histories,

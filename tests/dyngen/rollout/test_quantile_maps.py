@@ -204,7 +204,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_verb_makes_what_the_rollout_reads(world: Any, tmp_path: Path) -> None:
     cube, forecast, normalisation = world
-    made = tmp_path / "calibration.npz"
+    made = tmp_path / "new" / "calibration.npz"
     verb.calibrate(forecast("day.zarr"), str(cube), made, knots=10)
     free = forecast("free.zarr", str(made), initial_states=50, steps=2)
     run = open_rollout(free)

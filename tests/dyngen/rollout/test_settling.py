@@ -84,7 +84,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_verb_makes_what_a_rollout_settles_with(world: Any, tmp_path: Path) -> None:
     cube, data, settled = world
-    made = settled("settled.npz")
+    made = settled("new/settled.npz")
     shift = read_calibration(str(made)).seasons.at(0.0)(torch.zeros(2, *calendar_world.SHAPE))
     # The cube's own mean, of 800 days of noise, is not quite 0 in each cell.
     assert shift.mean() == pytest.approx(-0.05, abs=0.01)
