@@ -285,6 +285,10 @@ class ClimateCubeDataModule(LightningDataModule):
         transforms or a climatology `normalisation` has them too, and with static fields or forcing
         there is `conditioning`: what `Along` needs to follow the calendar in a rollout.
         """
+        return self.outline() | {"normalisation": self._normalising()}
+
+    def outline(self) -> dict[str, Any]:
+        """The description without `normalisation`, for which the cube has to be read."""
         cube, centre = self.cube, self.crop_slices
         assert self._conditioning is not None
         conditioning = self._conditioning.description()
@@ -307,7 +311,6 @@ class ClimateCubeDataModule(LightningDataModule):
                 for dim, edge, size, kept in edges
             },
             "area_weights": self.area_weights,
-            "normalisation": self._normalising(),
             "time": {
                 "step": cube.step * self.frame_stride,
                 "unit": "seconds" if cube.calendar else str(cube.time_attributes.get("units", "1")),
@@ -583,7 +586,7 @@ def check_compatible(saved: dict[str, Any], current: dict[str, Any]) -> None:
 
     Args:
         saved: Description of the cube that the model was trained on.
-        current: Description of the cube at hand.
+        current: Description, or outline, of the cube at hand.
 
     Raises:
         DataError: If variables, units, grid, time step or conditioning differ, saying how.

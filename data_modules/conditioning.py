@@ -146,6 +146,22 @@ def context_maps(
     return torch.cat([part.to(parts[-1]) for part in parts], dim=-3)
 
 
+def first_channel(description: Mapping[str, Any], kind: str) -> int | None:
+    """Where among the maps of `context_maps` the forcing of a kind begins; None without it.
+
+    Args:
+        description: Of the conditioning, as `Conditioning.description` gives it.
+        kind: `day_of_year` or `time_of_day`, cosine and then sine.
+    """
+    fields = description.get("fields")
+    first = 0 if fields is None else len(fields)
+    for entry in description.get("series", ()):
+        if entry["kind"] == kind:
+            return first
+        first += 2 if entry["kind"] in OF_CALENDAR else 1
+    return None
+
+
 def _of_calendar(kind: str, seconds: np.ndarray, calendar: str) -> list[np.ndarray]:
     """Cosine and sine, whose variance over whole years or days is 1."""
     fraction = year_fraction(seconds, calendar) if kind == OF_CALENDAR[0] else day_fraction(seconds)

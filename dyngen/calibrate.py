@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from data_modules.calendars import as_numbers, year_fraction
 from data_modules.climate_cube import ClimateCubeDataModule, check_compatible
-from data_modules.conditioning import OF_CALENDAR
+from data_modules.conditioning import first_channel
 from data_modules.normalisation import Normalisation
 from data_modules.truth import Truth
 from dyngen.evaluation import fitting, verification
@@ -63,7 +61,7 @@ def calibrate(
     if trained is None:
         raise ValueError(f"{place} does not say how frames are normalised: give another --model.")
     data = ClimateCubeDataModule(reference, variables=settings["variables"])
-    check_compatible(trained, data.description())
+    check_compatible(trained, data.outline())
     run = fitting(str(rollout), data_set, data)
     places, leads = verification({"rollout": run}, {"rollout": str(rollout)}, data, "train")
     frames = [frame + data.frame_stride for _, frame in places]
@@ -73,7 +71,7 @@ def calibrate(
     forecasts = _frames(run, settings["variables"])[:, :, 0].transpose(0, 1)
     truths = normalisation.normalise(truths, times).nan_to_num_(nan=0.0)
     forecasts = torch.cat([normalisation.normalise(each, times) for each in forecasts])
-    channel = _time_of_year(trained)
+    channel = first_channel(trained.get("conditioning") or {}, "day_of_year")
     phases = None
     if channel is not None:
         phases = torch.from_numpy(year_fraction(as_numbers(times), str(data.cube.calendar)))
@@ -97,17 +95,6 @@ def calibrate(
         knots,
         len(forecasts),
     )
-
-
-def _time_of_year(trained: Mapping[str, Any]) -> int | None:
-    """Number of the channel of the context that is the cosine of the time of the year."""
-    conditioning = trained.get("conditioning") or {}
-    first = 0 if conditioning.get("fields") is None else len(conditioning["fields"])
-    for entry in conditioning.get("series", ()):
-        if entry["kind"] == OF_CALENDAR[0]:
-            return first
-        first += 2 if entry["kind"] in OF_CALENDAR else 1
-    return None
 
 
 def _frames(dataset: xr.Dataset, variables: list[str]) -> Tensor:

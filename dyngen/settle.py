@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import zipfile
@@ -19,16 +18,27 @@ from torch import Tensor
 from data_modules.along import Along
 from data_modules.climate_cube import ClimateCubeDataModule
 from data_modules.climatology import fit_climatology
-from data_modules.normalisation import seasonal_basis
+from data_modules.normalisation import Normalisation
 from dyngen.forecast import start_from
 from dyngen.launch import local_device
 from dyngen.models.checkpoints import load_model
-from dyngen.rollout import FrameNoise, Processes, Sampling, frame_sampler, weights_digest
-from dyngen.rollout.calibration import Calibration, QuantileMap, Seasons, read_calibration
+from dyngen.rollout import (
+    FrameNoise,
+    FrameSampler,
+    Processes,
+    Sampling,
+    frame_sampler,
+    weights_digest,
+)
+from dyngen.rollout.calibration import (
+    CalibratedFrameSampler,
+    Calibration,
+    QuantileMap,
+    Seasons,
+)
 from dyngen.rollout.progress import FrameProgress
-from dyngen.rollout.sampling import uncalibrated_sampler
 from dyngen.rollout.settling import Settling
-from dyngen.rollout.store import plain, replace_file
+from dyngen.rollout.store import plain, replace_arrays
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +91,7 @@ def settle(
         )
     begun = start_from(trained, sampler, data, split, members)
     aim = Aim.of(data, begun.along)
-    settings = {
+    settings: dict[str, Any] = {
         "weights": weights_digest(trained),
         "sampler": sampler.description(),
         "members": members,
@@ -119,8 +129,8 @@ def settle(
                 state.write(history.cpu(), settling)
             progress.advance(members)
     shift = settling.settled
-    made = _calibration(str(out), trained, sampling, place, tuple(shift.shape))
-    replace(made, seasons=made.seasons.shifted(shift)).write()
+    before = _calibration(sampler, settings["weights"], tuple(shift.shape))
+    replace(before, path=str(out), seasons=before.seasons.shifted(shift)).write()
     state.path.unlink(missing_ok=True)
     for name, each in zip(data.cube.variables, shift.square().mean((-2, -1)).sqrt(), strict=True):
         log.info("%s: cells are shifted by %.2g standard deviations at each step", name, each)
@@ -133,15 +143,13 @@ class Aim:
 
     Args:
         along: The way from normalised frames to physical units.
-        cycle: (1 + 2 K, C, H, W) harmonics of the cube's year at each pixel, in physical units.
+        climate: Of the cube in physical units; 0 is its mean at that time of the year.
         scale: (C, H, W) physical units by which a shift of 1 changes the mean.
-        calendar: In which the year is counted; None: there is none, and K is 0.
     """
 
     along: Along
-    cycle: Tensor
+    climate: Normalisation
     scale: Tensor
-    calendar: str | None
 
     @classmethod
     def of(cls, data: ClimateCubeDataModule, along: Along) -> Aim:
@@ -166,15 +174,14 @@ class Aim:
         slope = ((higher - lower) / 0.1).mean((0, 1))
         spread = known.pixel_std[:, rows, columns]
         scale = torch.maximum(slope, STEEP * spread)
-        return cls(along, known.cycle[:, :, rows, columns], scale, calendar)
+        zeros, ones = [0.0] * channels, [1.0] * channels
+        cycle = known.cycle[:, :, rows, columns]
+        return cls(along, Normalisation(zeros, ones, cycle=cycle, calendar=calendar), scale)
 
     def error(self, frames: Tensor, times: np.ndarray) -> Tensor:
         """(C, H, W) mean over members of normalised frames (N, C, H, W) less what it should be."""
         physical = self.along.normalisation.denormalise(frames, times)
-        basis = np.ones((len(times), 1))
-        if self.calendar is not None:
-            basis = seasonal_basis(times, self.calendar, HARMONICS)
-        normal = torch.einsum("nb,bchw->nchw", torch.from_numpy(basis).to(self.cycle), self.cycle)
+        normal = self.climate.denormalise(torch.zeros_like(frames), times)
         return ((physical - normal) / self.scale).nan_to_num(nan=0.0).mean(0)
 
 
@@ -215,25 +222,21 @@ class _State:
 
     def write(self, history: Tensor, settling: Settling) -> None:
         """Keep where things stand, whole or not at all."""
-        content = io.BytesIO()
-        np.savez(
-            content,
+        replace_arrays(
+            self.path,
             history=history.numpy(),
             shift=settling.shift.numpy(),
             total=settling.total.numpy(),
             step=np.int64(settling.step),
             settings=np.array(json.dumps(self.settings)),
         )
-        replace_file(self.path, content.getvalue())
 
 
-def _calibration(
-    path: str, trained: Any, sampling: Sampling, device: torch.device, shape: tuple[int, ...]
-) -> Calibration:
-    """The calibration of the sampling, or one that changes nothing, to be written to a path."""
-    if sampling.calibration is not None:
-        return replace(read_calibration(sampling.calibration), path=path)
+def _calibration(sampler: FrameSampler, weights: str, shape: tuple[int, ...]) -> Calibration:
+    """That of the sampler, or one that changes nothing."""
+    if isinstance(sampler, CalibratedFrameSampler):
+        return sampler.calibration
     same = torch.stack([-torch.ones(shape), torch.ones(shape)])
-    bare = uncalibrated_sampler(trained, sampling, device)
-    settings = plain(bare.description())
-    return Calibration(path, Seasons([QuantileMap(same, same)]), weights_digest(trained), settings)
+    return Calibration(
+        "", Seasons([QuantileMap(same, same)]), weights, plain(sampler.description())
+    )

@@ -13,7 +13,6 @@ run's mean, it needs to know nothing of how errors spread from step to step.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import zipfile
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from dyngen.rollout.frame_sampler import Diagnostics, FrameSampler
 from dyngen.rollout.randomness import FrameNoise
-from dyngen.rollout.store import plain, replace_file
+from dyngen.rollout.store import plain, replace_arrays
 
 CELLS = 2**14  # sorted at a time
 MONTHS = 12
@@ -183,10 +182,9 @@ class Calibration:
     def write(self) -> None:
         """Write the file, whole or not at all."""
         known = {"weights": self.weights, "sampler": self.sampler, "channel": self.channel}
-        content = io.BytesIO()
         source, target = self._arrays()
-        np.savez(content, source=source, target=target, fitted_to=np.array(json.dumps(known)))
-        replace_file(Path(self.path), content.getvalue())
+        told = np.array(json.dumps(known))
+        replace_arrays(Path(self.path), source=source, target=target, fitted_to=told)
 
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Quantiles of forecasts, and of what came true, (S, K, C, H, W) each."""

@@ -90,24 +90,6 @@ class Sampling:
 def frame_sampler(model: Any, sampling: Sampling, device: torch.device = CPU) -> FrameSampler:
     """The frame sampler of a trained model, calibrated if the settings say so.
 
-    As `uncalibrated_sampler`.
-
-    Raises:
-        ValueError: For settings that this model cannot sample with, or a calibration of other ones.
-    """
-    sampler = uncalibrated_sampler(model, sampling, device)
-    if sampling.calibration is None:
-        return sampler
-    made = read_calibration(sampling.calibration)
-    made.check(weights_digest(model), sampler.description())
-    return CalibratedFrameSampler(sampler, made)
-
-
-def uncalibrated_sampler(
-    model: Any, sampling: Sampling, device: torch.device = CPU
-) -> FrameSampler:
-    """The frame sampler of a trained model.
-
     Args:
         model: Anything with a `denoiser`. With a `logit` and a `history_length` it is guided by
             that logit, which is handed what the model's `expectation`, if it has one, makes of the
@@ -120,8 +102,18 @@ def uncalibrated_sampler(
             in full precision.
 
     Raises:
-        ValueError: For settings that this model cannot sample with.
+        ValueError: For settings that this model cannot sample with, or a calibration of other ones.
     """
+    sampler = _uncalibrated(model, sampling, device)
+    if sampling.calibration is None:
+        return sampler
+    made = read_calibration(sampling.calibration)
+    made.check(weights_digest(model), sampler.description())
+    return CalibratedFrameSampler(sampler, made)
+
+
+def _uncalibrated(model: Any, sampling: Sampling, device: torch.device) -> FrameSampler:
+    """The frame sampler of a trained model; see `frame_sampler`."""
     precision = torch.bfloat16 if sampling.precision == "bf16" else None
     if precision is not None and not computes_bf16(device):
         tell_of_single_precision()

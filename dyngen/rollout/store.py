@@ -373,7 +373,7 @@ def _attributes(path: Path) -> dict[str, Any]:
 def _set_attribute(path: Path, name: str, value: Any) -> None:
     metadata = json.loads((path / "zarr.json").read_text())
     metadata["attributes"][name] = value
-    replace_file(path / "zarr.json", json.dumps(metadata, indent=2).encode())
+    _replace_file(path / "zarr.json", json.dumps(metadata, indent=2).encode())
 
 
 def _layout(attributes: Mapping[str, Any]) -> Layout:
@@ -404,18 +404,23 @@ def _read_restart(path: Path) -> Restart | None:
 
 
 def _write_restart(path: Path, restart: Restart) -> None:
-    content = io.BytesIO()
-    np.savez(
-        content,
+    path.parent.mkdir(exist_ok=True)
+    replace_arrays(
+        path,
         history=restart.history.astype(np.float32, copy=False),
         step=np.int64(restart.step),
         written=np.int64(restart.written),
     )
-    path.parent.mkdir(exist_ok=True)
-    replace_file(path, content.getvalue())
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_arrays(path: Path, **arrays: Any) -> None:
+    """Write arrays, by name, to an .npz, whole or not at all."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    _replace_file(path, content.getvalue())
+
+
+def _replace_file(path: Path, content: bytes) -> None:
     """Replace a small file at once: a reader, or a kill, finds the old one or the new one."""
     temporary = path.with_name(f"{path.name}.partial")
     try:
