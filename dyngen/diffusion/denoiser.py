@@ -117,6 +117,19 @@ class Denoiser(nn.Module):
         output = self.network((c_in * x).to(x.dtype), self.noise_label(sigma), **conditioning)
         return (c_skip * x + c_out * output).to(x.dtype)
 
+    def features(self, x: Tensor, sigma: Tensor, **conditioning: Any) -> Tensor:
+        """The features of a network with a method of that name, like `UNet2d`, at noisy frames.
+
+        The arguments are those of `forward`.
+        """
+        sigma = per_sample(sigma, x)
+        c_in = align(preconditioning(self.parameterisation, sigma, self.sigma_data).c_in, x)
+        network: Any = self.network
+        found: Tensor = network.features(
+            (c_in * x).to(x.dtype), self.noise_label(sigma), **conditioning
+        )
+        return found
+
     def loss_weight(self, sigma: Tensor) -> Tensor:
         """The weight of ``|D(x_sigma, sigma) - x_0|^2`` in training: ``1 / c_out^2``.
 

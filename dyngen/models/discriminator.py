@@ -63,7 +63,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         discriminator: A network `(x, sigma, history) -> logit (B,)` with `history_length`, such as
             `ForecastEnergy`, `UNetEnergy` or `EncoderDiscriminator`. One with `context_channels` is
             given the static fields and the forcing of the frame too, and so is an image model that
-            has any.
+            has any; one with `feature_channels` is given the image model's features at the frame.
         image_model: The frozen image model: a checkpoint of `ImageDDPM`, the folder of a
             `diffusers` unconditional U-Net, or a state_dict with the JSON file of its network's
             arguments beside it. It is copied into this model's own checkpoints.
@@ -89,6 +89,10 @@ class TimeConsistencyDiscriminator(CubeModule):
             keeps rollouts stable (see `with_errors`).
         history_change: Likewise the largest share of other windows' change from frame to frame.
         history_offset: Likewise the largest standard deviation of a constant.
+        history_forecast: Share of windows in training whose last past frame is the discriminator's
+            own forecast from those before it, without a gradient: errors such as a rollout has,
+            which the model learns to make up for (Brandstetter et al. 2022, arXiv 2202.03376,
+            section 3.1). Windows then have one frame more, in front.
         forecast_shifts: Cells along y and x, such as `[[0, 0], [1, 1]]`, over which a forecast is
             averaged (see `spun`), in sampling and in what energy and spread are trained with; the
             forecast itself is trained in place. The spread is then learned of as many windows as
@@ -116,6 +120,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         history_noise: float = 0.0,
         history_change: float = 0.0,
         history_offset: float = 0.0,
+        history_forecast: float = 0.0,
         forecast_shifts: list[list[int]] | None = None,
         reference: str | None = None,
         learning_rate: float = 1e-3,
@@ -130,6 +135,8 @@ class TimeConsistencyDiscriminator(CubeModule):
                 f"history_noise is {history_noise}, history_change {history_change} and "
                 f"history_offset {history_offset}; they must not be negative."
             )
+        if not 0 <= history_forecast <= 1:
+            raise ValueError(f"history_forecast is {history_forecast}; it is a share, of 0 to 1.")
         weights = (cross_entropy_weight, score_matching_weight, contrastive_weight)
         if min(*weights, forecast_weight) < 0:
             raise ValueError(
@@ -163,11 +170,15 @@ class TimeConsistencyDiscriminator(CubeModule):
         ):
             discriminator.history_features.requires_grad_(False)
             discriminator.offset_of.requires_grad_(False)
-        if forecast_shifts is not None and not hasattr(discriminator, "forecast"):
-            raise ValueError(
-                f"forecast_shifts are given, but {type(discriminator).__name__} has no forecast; "
-                "leave them out, or use ForecastEnergy."
-            )
+        for name, value in (
+            ("forecast_shifts", forecast_shifts),
+            ("history_forecast", history_forecast),
+        ):
+            if value and not hasattr(discriminator, "forecast"):
+                raise ValueError(
+                    f"{name} is {value}, but {type(discriminator).__name__} has no forecast; leave "
+                    "it out, or use ForecastEnergy."
+                )
         if ratio_level < 0:
             raise ValueError(f"ratio_level is {ratio_level}; it must not be negative.")
         if score_matching_windows is not None and score_matching_windows < 2:
@@ -187,6 +198,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         self.noise = noise or LogNormalNoise(-0.5, 1.4)
         self.forecast_shifts = check_shifts(forecast_shifts or [[0, 0]], discriminator)
         self.history_errors = (history_noise, history_change, history_offset)
+        self.history_forecast = history_forecast
         self.denoiser: Denoiser | None = None
         self.image_source: dict[str, Any] = {}
         self._image_model = image_model
@@ -206,6 +218,19 @@ class TimeConsistencyDiscriminator(CubeModule):
         return int(getattr(self.discriminator, "context_channels", 0))
 
     def _adopt(self, denoiser: Denoiser, source: dict[str, Any]) -> None:
+        wanted = getattr(self.discriminator, "feature_channels", 0)
+        if wanted:
+            given = getattr(denoiser.network, "feature_channels", None)
+            if given is None:
+                raise ValueError(
+                    f"The discriminator takes the image model's features, but its network, a "
+                    f"{type(denoiser.network).__name__}, has none; set feature_channels to 0."
+                )
+            if given != wanted:
+                raise ValueError(
+                    f"The discriminator takes {wanted} channels of the image model's features, "
+                    f"which has {given}; set feature_channels to {given}."
+                )
         self.denoiser = denoiser.eval().requires_grad_(False)
         self.image_source = source
 
@@ -292,6 +317,9 @@ class TimeConsistencyDiscriminator(CubeModule):
     ) -> Tensor:
         """The discriminator's part of the logits (B,)."""
         beside = as_context(context if self.context_channels else None)
+        if getattr(self.discriminator, "feature_channels", 0):
+            assert self.denoiser is not None
+            beside["features"] = self.denoiser.features(x, sigma, **self._of_image_model(context))
         if forecast is not None:
             beside["forecast"] = forecast
         if self.forecast_spread == "learned":
@@ -480,7 +508,7 @@ class TimeConsistencyDiscriminator(CubeModule):
         count = self.score_matching_windows
         sigma = self.noise.sample(len(clean[:count]), clean.device)
         noisy = clean[:count] + align(sigma, clean) * torch.randn_like(clean[:count])
-        history = with_errors(history, *self.history_errors)
+        history = with_errors(self._forecast_history(batch, history), *self.history_errors)
         loss, forecast, spread = self._forecast_loss(history, clean, context)
         clean, history = clean[:count], history[:count]
         context = None if context is None else context[:count]
@@ -512,6 +540,17 @@ class TimeConsistencyDiscriminator(CubeModule):
             self.log("train/contrastive", contrastive)
         self.log("train/loss", loss)
         return loss
+
+    def _forecast_history(self, batch: dict[str, Tensor], history: Tensor) -> Tensor:
+        """Histories (B, k, C, H, W), of which some end with a forecast from the frames before."""
+        if not self.history_forecast:
+            return history
+        own = torch.rand(len(history), device=history.device) < self.history_forecast
+        with torch.no_grad():
+            last = self.forecast(batch["frames"][:, :-2], self._context(batch, -2))
+        assert last is not None
+        last = torch.where(align(own, last), last, history[:, -1])
+        return torch.cat([history[:, :-1], last[:, None]], dim=1)
 
     def _forecast_loss(
         self, history: Tensor, clean: Tensor, context: Tensor | None
@@ -645,21 +684,23 @@ class TimeConsistencyDiscriminator(CubeModule):
 
     def _split(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         frames = batch["frames"]
-        if frames.shape[1] != self.history_length + 1:
+        wanted = self.history_length + 1 + bool(self.history_forecast)
+        if frames.shape[1] != wanted:
+            more = ", one more before for history_forecast" if self.history_forecast else ""
             raise ValueError(
-                f"The discriminator sees {self.history_length} past frames and the present one, "
-                f"but windows have {frames.shape[1]} frames; set data.init_args.window_length to "
-                f"{self.history_length + 1}."
+                f"The discriminator sees {self.history_length} past frames and the present one"
+                f"{more}, but windows have {frames.shape[1]} frames; set "
+                f"data.init_args.window_length to {wanted}."
             )
-        return frames[:, :-1], frames[:, -1]
+        return frames[:, -1 - self.history_length : -1], frames[:, -1]
 
-    def _context(self, batch: dict[str, Tensor]) -> Tensor | None:
-        """Static fields and forcing of the present frames (B, C_context, H, W), or None."""
+    def _context(self, batch: dict[str, Tensor], frame: int = -1) -> Tensor | None:
+        """Static fields and forcing of one frame of each window (B, C_context, H, W), or None."""
         networks = (self.discriminator, getattr(self.denoiser, "network", None))
         found = [
             c for c in (frame_context(network, batch) for network in networks) if c is not None
         ]
-        return found[0][:, -1] if found else None
+        return found[0][:, frame] if found else None
 
     def _of_image_model(self, context: Tensor | None) -> dict[str, Tensor]:
         """What the image model takes of static fields and forcing."""

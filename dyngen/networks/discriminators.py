@@ -39,6 +39,8 @@ class UNetEnergy(nn.Module):
         patch: Side of the patches folded into channels (see UNet2d).
         embedding: Width of the noise embedding.
         context_channels: Channels of static fields and forcing given beside the frame.
+        feature_channels: Channels of the frozen image model's features at the noisy frame that are
+            given beside it (see `UNet2d.features`); 0 is none of them.
     """
 
     def __init__(
@@ -54,13 +56,14 @@ class UNetEnergy(nn.Module):
         patch: int = 1,
         embedding: int = 128,
         context_channels: int = 0,
+        feature_channels: int = 0,
     ) -> None:
         super().__init__()
         self.history_length, self.context_channels = history_length, context_channels
-        self.sigma_data = sigma_data
+        self.sigma_data, self.feature_channels = sigma_data, feature_channels
         self.unet = UNet2d(
             channels,
-            history_length * channels + context_channels,
+            history_length * channels + context_channels + feature_channels,
             widths,
             blocks,
             attention,
@@ -83,16 +86,22 @@ class UNetEnergy(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, sigma: Tensor, history: Tensor, context: Tensor | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        history: Tensor,
+        context: Tensor | None = None,
+        features: Tensor | None = None,
     ) -> Tensor:
         """Logits (B,) of noisy frames x (B, C, H, W) at sigma (B,), history (B, k, C, H, W).
 
         Args:
             context: Static fields and forcing of the frame (B, context_channels, H, W).
+            features: The image model's features at x (B, feature_channels, H, W).
         """
         sigma = sigma.to(x.dtype).expand(len(x))
         scaled = x * (sigma**2 + self.sigma_data**2).rsqrt()[:, None, None, None]
-        beside = [history.flatten(1, 2), *([] if context is None else [context])]
+        beside = [history.flatten(1, 2), *(e for e in (context, features) if e is not None)]
         f = self.unet(scaled, sigma.log() / 4, torch.cat(beside, dim=1)).to(x.dtype)
         energy = (scaled * f).flatten(1).sum(dim=1) / sigma
         return energy + self.offset(sigma, history)
@@ -128,6 +137,8 @@ class ForecastEnergy(UNetEnergy):
         patch: Side of the patches folded into channels (see UNet2d).
         embedding: Width of the noise embedding.
         context_channels: Channels of static fields and forcing given beside the frame.
+        feature_channels: Channels of the frozen image model's features at the noisy frame that are
+            given beside it (see `UNet2d.features`); 0 is none of them.
         forecast_widths: Feature channels of the forecast's U-Net, if they differ.
         spread: Error of the forecast to be expected, in standard deviations of the frames: the
             noise level below which it outweighs the noise.
@@ -151,6 +162,7 @@ class ForecastEnergy(UNetEnergy):
         forecast_widths: Sequence[int] | None = None,
         spread: float = 0.1,
         spread_widths: Sequence[int] | None = None,
+        feature_channels: int = 0,
     ) -> None:
         super().__init__(
             channels,
@@ -164,6 +176,7 @@ class ForecastEnergy(UNetEnergy):
             patch,
             embedding,
             context_channels + channels,
+            feature_channels,
         )
         self.context_channels, self.spread = context_channels, spread
         self.forecaster = UNet2d(
@@ -222,6 +235,7 @@ class ForecastEnergy(UNetEnergy):
         sigma: Tensor,
         history: Tensor,
         context: Tensor | None = None,
+        features: Tensor | None = None,
         forecast: Tensor | None = None,
         spread: Tensor | None = None,
     ) -> Tensor:
@@ -229,6 +243,7 @@ class ForecastEnergy(UNetEnergy):
 
         Args:
             context: Static fields and forcing of the frame (B, context_channels, H, W).
+            features: The image model's features at x (B, feature_channels, H, W).
             forecast: What `forecast` gives for history and context, if it is known already.
             spread: Likewise what `forecast_spread` gives; the logit does not train it.
         """
@@ -238,7 +253,8 @@ class ForecastEnergy(UNetEnergy):
             spread = self.forecast_spread(expected, history, context)
         innovation = x - expected
         shape = (-1, 1, 1, 1)
-        beside = [history.flatten(1, 2), expected, *([] if context is None else [context])]
+        given = (e for e in (context, features) if e is not None)
+        beside = [history.flatten(1, 2), expected, *given]
         f = self.unet(
             innovation * (sigma.view(shape) ** 2 + spread.detach() ** 2).rsqrt(),
             sigma.log() / 4,

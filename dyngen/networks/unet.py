@@ -60,6 +60,7 @@ class UNet2d(nn.Module):
                 "and a patch at least one cell."
             )
         self.context_channels = context_channels
+        self.feature_channels = widths[0] // patch**2
         self.reflects = "reflect" in edges
         self.patch = patch
         self.factor = patch * 2 ** (len(widths) - 1)
@@ -115,6 +116,24 @@ class UNet2d(nn.Module):
             ValueError: If H or W is not a multiple of the U-Net's coarsening, or too small to be
                 reflected at the coarsest level, or for context of other channels.
         """
+        return F.pixel_shuffle(self.out(self._hidden(x, label, context, offset)), self.patch)
+
+    def features(self, x: Tensor, label: Tensor, context: Tensor | None = None) -> Tensor:
+        """What the last layer makes the output of, (B, feature_channels, H, W), patches unfolded.
+
+        The arguments are those of `forward`; channels beyond the last whole one of a patch are
+        left out.
+        """
+        hidden = self._hidden(x, label, context)
+        return F.pixel_shuffle(hidden[:, : self.feature_channels * self.patch**2], self.patch)
+
+    def _hidden(
+        self,
+        x: Tensor,
+        label: Tensor,
+        context: Tensor | None = None,
+        offset: Tensor | None = None,
+    ) -> Tensor:
         height, width = x.shape[-2:]
         if height % self.factor or width % self.factor:
             raise ValueError(
@@ -153,7 +172,7 @@ class UNet2d(nn.Module):
                 h = attend(block(torch.cat([h, skips.pop()], dim=1), embedding))
             if level < len(self.grow):
                 h = self.grow[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        return F.pixel_shuffle(self.out(F.silu(self.norm(h))), self.patch)
+        return F.silu(self.norm(h))
 
     def stages(self) -> Iterator[nn.ModuleList]:
         """Each residual block with what follows it, a list of two."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from data_modules.errors import DataError
 from dyngen.callbacks.averaging import ExponentialMovingAverage
+from dyngen.diffusion.denoiser import Denoiser
 from dyngen.diffusion.guidance import value_and_gradient
 from dyngen.diffusion.noise import LogUniformNoise
 from dyngen.models import ImageDDPM, TimeConsistencyDiscriminator
@@ -444,6 +445,71 @@ def test_a_forecast_averaged_over_shifts_is_what_the_rest_is_trained_with(
     assert values["train/spread_likelihood"] == pytest.approx(likelihood, rel=1e-4)
 
 
+def test_a_history_may_end_with_a_forecast_of_its_own(image_checkpoint: Path, logged: Log) -> None:
+    """In about a fourth of the windows, and what is trained has no gradient by way of it."""
+    frames = torch.randn(400, 4, 2, 8, 8)
+    network = awake(ForecastEnergy(2, 2, (8,), 1))
+    model = TimeConsistencyDiscriminator(network, str(image_checkpoint), history_forecast=0.25)
+    history = model._forecast_history({"frames": frames}, frames[:, 1:3])
+    assert not history.requires_grad
+    torch.testing.assert_close(history[:, 0], frames[:, 1])
+    with torch.no_grad():
+        forecast = network.forecast(frames[:, :2])
+    own = (history[:, 1] - forecast).abs().amax((1, 2, 3)) < 1e-4
+    torch.testing.assert_close(history[~own, 1], frames[~own, 2])
+    assert own.float().mean() == pytest.approx(0.25, abs=0.07)
+
+    always = TimeConsistencyDiscriminator(
+        network, str(image_checkpoint), history_forecast=1.0, score_matching_windows=2
+    )
+    values = logged(always)
+    always.training_step({"frames": frames}, 0)
+    after = network.forecast(torch.stack([frames[:, 1], forecast], 1))
+    error = (after - frames[:, 3]).square().mean().item()
+    assert values["train/forecast_error"] == pytest.approx(error, rel=1e-4)
+    with pytest.raises(ValueError, match=r"one more before for history_forecast, .* to 4\."):
+        always.training_step({"frames": frames[:, :3]}, 0)
+
+
+@pytest.mark.parametrize("energy", [UNetEnergy, ForecastEnergy])
+def test_features_of_the_image_model_are_seen_and_differentiated(
+    image_checkpoint: Path, batch: dict[str, Tensor], logged: Log, energy: Any
+) -> None:
+    """The gradient in the frame, by way of the frozen network too, is that of differences."""
+    network = awake(energy(2, 2, (8,), 1, feature_channels=8))
+    model = TimeConsistencyDiscriminator(network, str(image_checkpoint)).double().eval()
+    assert model.denoiser is not None
+    x, history = batch["frames"][:2, 2].double(), batch["frames"][:2, :2].double()
+    sigma = torch.tensor([0.3, 2.0]).double()
+    inside = model.denoiser.network
+    scaled = x * column(1 + sigma**2).rsqrt()
+    features = inside.features(scaled, sigma.log() / 4)
+    of_network = inside.out(features)  # patches of 1: nothing else is between
+    torch.testing.assert_close(of_network, inside(scaled, sigma.log() / 4))
+    logits = model.logit(x, sigma, history)
+    torch.testing.assert_close(logits, network(x, sigma, history, features=features))
+    assert (network(x, sigma, history, features=features + 0.1) - logits).abs().min() > 1e-6
+    gradient = model.logit_gradient(x, sigma, model.denoiser(x, sigma), history)
+    towards = torch.randn_like(x)
+    ahead, behind = (model.logit(x + step * towards, sigma, history) for step in (1e-5, -1e-5))
+    slope = (gradient * towards).flatten(1).sum(1)
+    torch.testing.assert_close(slope, (ahead - behind).detach() / 2e-5, rtol=1e-5, atol=1e-6)
+
+    logged(model.float().train())
+    model.training_step(batch, 0).backward()
+    assert all(p.grad is None for p in model.denoiser.parameters())
+    assert all(p.grad is not None for p in network.unet.parameters())
+
+
+def test_features_that_the_image_model_has_not_get_a_sentence(image_checkpoint: Path) -> None:
+    network = UNetEnergy(2, 2, (8,), 1, feature_channels=4)
+    with pytest.raises(ValueError, match=r"takes 4 channels .* which has 8; set feature_channels"):
+        TimeConsistencyDiscriminator(network, str(image_checkpoint))
+    model = TimeConsistencyDiscriminator(network)
+    with pytest.raises(ValueError, match=r"an? Identity, has none; set feature_channels to 0"):
+        model._adopt(Denoiser(nn.Identity()), {})
+
+
 def test_score_matching_leaves_the_forecast_alone(
     batch: dict[str, Tensor], image_checkpoint: Path, logged: Log
 ) -> None:
@@ -728,7 +794,9 @@ def test_a_checkpoint_of_another_grid_is_refused(
         ({"ratio_level": -1.0}, "ratio_level is -1.0; it must not"),
         ({"forecast_spread": "learned"}, "the discriminator has no network for it"),
         ({"forecast_spread": 0.1}, "UNetEnergy has no forecast; leave it out"),
-        ({"forecast_shifts": [[0, 0], [1, 1]]}, "UNetEnergy has no forecast; leave them out"),
+        ({"forecast_shifts": [[0, 0], [1, 1]]}, "forecast_shifts .* UNetEnergy has no forecast"),
+        ({"history_forecast": 0.5}, "history_forecast is 0.5, but UNetEnergy has no forecast"),
+        ({"history_forecast": 1.5}, "history_forecast is 1.5; it is a share"),
         ({"score_matching_windows": 1}, "score_matching_windows is 1; it must be 2 or more"),
     ],
 )

@@ -91,6 +91,18 @@ def test_the_output_depends_on_frame_context_and_label_and_starts_at_zero() -> N
         assert (change - out).abs().max() > 1e-3
 
 
+def test_features_are_what_the_last_layer_sees_with_patches_unfolded() -> None:
+    network = awake(UNet2d(1, 1, (10, 8), 1, patch=2))
+    x, context, label = frames(3, 1, 8, 8), frames(3, 1, 8, 8, seed=2), torch.zeros(3).double()
+    seen: list[Tensor] = []
+    network.out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network(x, label, context)
+    features = network.features(x, label, context)
+    assert features.shape == (3, network.feature_channels, 8, 8) == (3, 2, 8, 8)
+    folded = features.reshape(3, 2, 4, 2, 4, 2).permute(0, 1, 3, 5, 2, 4).reshape(3, 8, 4, 4)
+    torch.testing.assert_close(folded, seen[0][:, :8])
+
+
 def test_samples_of_a_batch_do_not_mix() -> None:
     network = awake(UNet2d(1, 0, (8, 8), 1, attention=(1,)))
     x, label = frames(3, 1, 8, 8), frames(3)
