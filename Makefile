@@ -33,6 +33,8 @@ $(READY): pyproject.toml constraints.txt
 
 $(TOOLS): pyproject.toml constraints.txt | $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS) --editable '.[$(EXTRAS)]'
+	@# A peer to test against. Of what it asks for, torchvision is not needed, and may not fit the torch.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps azula
 	@touch $@
 
 demo: $(READY)  ## data, training, rollouts, scores and report in runs/demo: 11 minutes on 2 cores
