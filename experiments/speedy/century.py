@@ -25,6 +25,7 @@ COMMAND = (
     "dyngen rollout --config experiments/speedy/rollout.yaml --sampling.calibration null "
     "--split train --initial_states 7200 --steps 1 --batch_size 16 --compile false --out day.zarr; "
     "dyngen calibrate day.zarr --reference $DYNGEN_CUBE --out $DYNGEN_RUN/calibration.npz; "
+    "dyngen settle --config experiments/speedy/settle.yaml; "
     "python experiments/speedy/kills.py killed.zarr twin.zarr --kills {kills} --within {within} "
     "-- --config experiments/speedy/rollout.yaml --compile false; "
     "dyngen rollout --config experiments/speedy/rollout.yaml --out century.zarr"
