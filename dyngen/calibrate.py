@@ -32,11 +32,12 @@ def calibrate(
     A rollout with `--sampling.calibration` of the file that this writes puts each frame through the
     map before it goes on from there, with the same model and sampling. The forecasts should start
     from some thousand states of the years that the model was trained on, by
-    `dyngen rollout --split train --steps 1 --members 1 --initial_states 4096`; they are all held in
-    memory. Dry days count as a `spread` of the transform spreads them.
+    `dyngen rollout --split train --steps 1 --members 1 --initial_states 4096 --normalised true`;
+    they are all held in memory. What came true on dry days is as a `spread` of the transform
+    spreads it, and forecasts as the model makes them.
 
     Args:
-        rollout: The forecasts, a Zarr of `dyngen rollout`, uncalibrated.
+        rollout: The forecasts, a Zarr of `dyngen rollout`, uncalibrated and normalised.
         reference: Cube of what came true.
         out: File to write.
         model: The checkpoint, if it is no longer where it was at the time of the rollout.
@@ -45,7 +46,7 @@ def calibrate(
     Raises:
         ValueError: If these are no forecasts of one step, or cube and model do not fit them.
     """
-    data_set = open_rollout(rollout)
+    data_set = open_rollout(rollout, normalised=True)
     settings = json.loads(data_set.attrs["dyngen_settings"])
     if not data_set.attrs["dyngen_complete"]:
         raise ValueError(f"{rollout} is not finished: repeat its command first.")
@@ -54,7 +55,7 @@ def calibrate(
     if "initial" not in data_set.dims or data_set.sizes["lead"] != 1 or settings["every"] != 1:
         raise ValueError(
             f"{rollout} holds no forecasts of one step from several states: make them by dyngen "
-            "rollout --steps 1 --initial_states 4096."
+            "rollout --steps 1 --initial_states 4096 --normalised true."
         )
     place = model or Path(json.loads(data_set.attrs["dyngen_provenance"])["checkpoint"])
     trained = read_checkpoint(place).get("cube")
@@ -62,15 +63,16 @@ def calibrate(
         raise ValueError(f"{place} does not say how frames are normalised: give another --model.")
     data = ClimateCubeDataModule(reference, variables=settings["variables"])
     check_compatible(trained, data.outline())
+    for variable in data_set.data_vars.values():
+        variable.attrs.pop("units", None)  # which those of the cube need not be
     run = fitting(str(rollout), data_set, data)
     places, leads = verification({"rollout": run}, {"rollout": str(rollout)}, data, "train")
     frames = [frame + data.frame_stride for _, frame in places]
     times = data.cube.times[frames]
     normalisation = Normalisation(**trained["normalisation"])
     truths = torch.from_numpy(Truth(data).read_after(places, leads[0]))
-    forecasts = _frames(run, settings["variables"])[:, :, 0].transpose(0, 1)
+    forecasts = _frames(run, settings["variables"])[:, :, 0].transpose(0, 1).flatten(0, 1)
     truths = normalisation.normalise(truths, times).nan_to_num_(nan=0.0)
-    forecasts = torch.cat([normalisation.normalise(each, times) for each in forecasts])
     channel = first_channel(trained.get("conditioning") or {}, "day_of_year")
     phases = None
     if channel is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,7 @@ def forecast(
     batch_size: int | None = None,
     device: str = "auto",
     compile: bool = False,
+    normalised: bool = False,
     progress: bool = True,
 ) -> None:
     """Sample an ensemble from a trained model into a Zarr; run again, it goes on.
@@ -80,6 +81,8 @@ def forecast(
         device: cpu, cuda, or auto.
         compile: Compile the U-Nets with torch.compile: minutes before the first frame, then more of
             them in a second.
+        normalised: Write frames as the model has them, for `dyngen calibrate`, and not in physical
+            units, in which what lies below the least possible value is lost.
         progress: Show frames per second and the time that is left.
 
     Raises:
@@ -98,7 +101,7 @@ def forecast(
         place = local_device(device, processes)
         sampler = frame_sampler(trained, sampling, place)
         start = start_from(trained, sampler, data, split, initial_states, history)
-        field = start.field
+        field = _normalised(start.field) if normalised else start.field
         if years is not None:
             steps = _steps_in_years(field, years, data.path)
             steps = -(-steps // every) * every if every > 0 else steps
@@ -117,6 +120,7 @@ def forecast(
                 "weights": weights_digest(trained),
                 "split": split,
                 **({"compiled": True} if compile else {}),  # other bytes, by rounding
+                **({"normalised": True} if normalised else {}),
             },
             provenance={
                 "checkpoint": str(model),
@@ -124,7 +128,7 @@ def forecast(
                 "dyngen": version("dyngen"),
             },
             batch_size=batch_size,
-            denormalise=start.along,
+            denormalise=None if normalised else start.along,
             conditioning=start.context,
             device=place,
             progress=progress,
@@ -223,6 +227,15 @@ def _length(steps: int | None, years: int | None, initial_states: int | None) ->
     if initial_states is None:
         initial_states = 16 if years is None else 1
     return 10 if steps is None else steps, initial_states
+
+
+def _normalised(field: Field) -> Field:
+    """The same with variables in normalised units."""
+    variables = {
+        name: {"units": "1", "long_name": f"{known.get('long_name', name)}, normalised"}
+        for name, known in field.variables.items()
+    }
+    return replace(field, variables=variables)
 
 
 def _steps_in_years(field: Field, years: int, path: str) -> int:

@@ -65,17 +65,24 @@ class Restart:
     written: int
 
 
-def open_rollout(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Open a rollout lazily, in physical units.
+def open_rollout(path: str | os.PathLike[str], normalised: bool = False) -> xr.Dataset:
+    """Open a rollout lazily, in physical units, or where that is asked for in normalised ones.
 
     An unfinished rollout (attribute `dyngen_complete` is 0) is cut to the frames that all its
     members have reached, and a warning is logged.
 
     Raises:
-        RolloutError: when there is no rollout at `path`.
+        RolloutError: when there is no rollout at `path`, or it is in the other units.
     """
     path = Path(path)
     attributes = _attributes(path)
+    if json.loads(attributes["dyngen_settings"]).get("normalised", False) != normalised:
+        there, wanted = ("normalised", "physical")[:: -1 if normalised else 1]
+        option = f"--normalised {str(normalised).lower()}"
+        raise RolloutError(
+            f"{path} is in {there} units, not in {wanted} ones: roll out to another path with "
+            f"{option}."
+        )
     seconds = xr.coders.CFDatetimeCoder(time_unit="s")  # nanoseconds end in the year 2262
     data = xr.open_zarr(path, consolidated=True, decode_times=seconds, decode_timedelta=True)
     if attributes["dyngen_complete"]:

@@ -196,6 +196,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def forecast(out: str, calibration: str | None = None, **changes: Any) -> Path:
         usual = {"initial_states": 600, "members": 1, "steps": 1, "split": "train"}
         sampling = Sampling(**SAMPLING, calibration=calibration)
+        changes = {"normalised": changes.get("steps", 1) == 1} | changes
         calendar_world.roll_out(cube, tmp_path / out, sampling=sampling, **usual | changes)
         return tmp_path / out
 
@@ -236,7 +237,10 @@ def open_cube(cube: Path, frames: np.ndarray, normalisation: Any) -> Tensor:
 def test_what_cannot_be_calibrated_is_refused(world: Any, tmp_path: Path) -> None:
     cube, forecast, _ = world
     out = tmp_path / "calibration.npz"
-    two = forecast("two.zarr", initial_states=40, steps=2)
+    physical = forecast("physical.zarr", initial_states=40, normalised=False)
+    with pytest.raises(ValueError, match=r"physical\.zarr is in physical units, .* --normalised t"):
+        verb.calibrate(physical, str(cube), out)
+    two = forecast("two.zarr", initial_states=40, steps=2, normalised=True)
     with pytest.raises(ValueError, match=r"two\.zarr holds no forecasts of one step"):
         verb.calibrate(two, str(cube), out)
     day = forecast("day.zarr", initial_states=400)
@@ -268,3 +272,20 @@ def test_a_calibration_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.nn.init.zeros_(model.weight)
     with pytest.raises(ValueError, match="was fitted to forecasts of another model"):
         frame_sampler(model, sampling)
+
+
+def test_a_normalised_rollout_is_the_physical_one_in_other_units(world: Any) -> None:
+    _, forecast, normalisation = world
+    usual = {"initial_states": 5, "members": 2, "steps": 3}
+    physical = open_rollout(forecast("physical.zarr", **usual, normalised=False))
+    made = forecast("normalised.zarr", **usual, normalised=True)
+    run = open_rollout(made, normalised=True)
+    frames, expected = (np.stack([r[name].values for name in "uv"], -3) for r in (run, physical))
+    expected = normalisation.normalise(torch.from_numpy(expected))
+    torch.testing.assert_close(torch.from_numpy(frames), expected, rtol=1e-4, atol=1e-4)
+    assert run["u"].attrs["units"] == "1"
+    xr.testing.assert_equal(run.coords.to_dataset(), physical.coords.to_dataset())
+    with pytest.raises(ValueError, match=r"is in normalised units, .* --normalised false"):
+        open_rollout(made)
+    with pytest.raises(ValueError, match="was started with normalised = true"):
+        forecast("normalised.zarr", **usual, normalised=False)
