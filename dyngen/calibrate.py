@@ -63,9 +63,7 @@ def calibrate(
         raise ValueError(f"{place} does not say how frames are normalised: give another --model.")
     data = ClimateCubeDataModule(reference, variables=settings["variables"])
     check_compatible(trained, data.outline())
-    for variable in data_set.data_vars.values():
-        variable.attrs.pop("units", None)  # which those of the cube need not be
-    run = fitting(str(rollout), data_set, data)
+    run = fitting(str(rollout), data_set, data, normalised=True)
     places, leads = verification({"rollout": run}, {"rollout": str(rollout)}, data, "train")
     frames = [frame + data.frame_stride for _, frame in places]
     times = data.cube.times[frames]

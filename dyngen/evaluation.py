@@ -21,6 +21,7 @@ from dyngen.report.assessment import assess, write_assessment
 from dyngen.report.feature_distances import Features
 from dyngen.report.provenance import machine
 from dyngen.rollout.foreign import NotARollout, as_rollout
+from dyngen.rollout.store import check_units
 
 log = logging.getLogger(__name__)
 
@@ -177,8 +178,14 @@ def common_variables(
     return wanted or common
 
 
-def fitting(place: str, dataset: xr.Dataset, data: ClimateCubeDataModule) -> xr.Dataset:
-    """A rollout with this library's dimensions and the reference's grid and units."""
+def fitting(
+    place: str, dataset: xr.Dataset, data: ClimateCubeDataModule, normalised: bool = False
+) -> xr.Dataset:
+    """A rollout with this library's dimensions and the reference's grid and units.
+
+    With `normalised` it is in normalised units, and else refused if it is.
+    """
+    check_units(place, dataset.attrs, normalised)
     cube = data.cube
     try:
         rollout = as_rollout(dataset, list(cube.variables), cube.dims)
@@ -186,7 +193,7 @@ def fitting(place: str, dataset: xr.Dataset, data: ClimateCubeDataModule) -> xr.
         raise ValueError(f"{place}: {error}") from error
     for variable, attributes in cube.variables.items():
         units = rollout[variable].attrs.get("units")
-        if units is not None and units != attributes.get("units", units):
+        if not normalised and units is not None and units != attributes.get("units", units):
             raise ValueError(
                 f"variable {variable!r} of {place} is in {units!r}, that of {cube.path} in "
                 f"{attributes['units']!r}; convert one of them."

@@ -172,9 +172,9 @@ class TimeConsistencyDiscriminator(CubeModule):
             discriminator.offset_of.requires_grad_(False)
         for name, value in (
             ("forecast_shifts", forecast_shifts),
-            ("history_forecast", history_forecast),
+            ("history_forecast", history_forecast or None),
         ):
-            if value and not hasattr(discriminator, "forecast"):
+            if value is not None and not hasattr(discriminator, "forecast"):
                 raise ValueError(
                     f"{name} is {value}, but {type(discriminator).__name__} has no forecast; leave "
                     "it out, or use ForecastEnergy."

@@ -76,13 +76,7 @@ def open_rollout(path: str | os.PathLike[str], normalised: bool = False) -> xr.D
     """
     path = Path(path)
     attributes = _attributes(path)
-    if json.loads(attributes["dyngen_settings"]).get("normalised", False) != normalised:
-        there, wanted = ("normalised", "physical")[:: -1 if normalised else 1]
-        option = f"--normalised {str(normalised).lower()}"
-        raise RolloutError(
-            f"{path} is in {there} units, not in {wanted} ones: roll out to another path with "
-            f"{option}."
-        )
+    check_units(path, attributes, normalised)
     seconds = xr.coders.CFDatetimeCoder(time_unit="s")  # nanoseconds end in the year 2262
     data = xr.open_zarr(path, consolidated=True, decode_times=seconds, decode_timedelta=True)
     if attributes["dyngen_complete"]:
@@ -92,6 +86,26 @@ def open_rollout(path: str | os.PathLike[str], normalised: bool = False) -> xr.D
     log.warning("%s is unfinished: its members have reached step %d of %d.", path, reached, steps)
     axis = "lead" if "lead" in data.dims else "time"
     return data.isel({axis: slice(0, reached // layout.every)})
+
+
+def check_units(
+    place: str | os.PathLike[str], attributes: Mapping[str, Any], normalised: bool
+) -> None:
+    """Refuse a rollout in the other units.
+
+    Args:
+        place: Where it is.
+        attributes: Of the dataset; those of other origins do not say, and are physical.
+        normalised: Which units are wanted.
+
+    Raises:
+        RolloutError: If it is in the other ones.
+    """
+    if json.loads(attributes.get("dyngen_settings", "{}")).get("normalised", False) != normalised:
+        there, wanted = ("physical", "true") if normalised else ("normalised", "false")
+        raise RolloutError(
+            f"{place} is in {there} units: roll out to another path with --normalised {wanted}."
+        )
 
 
 class RolloutStore:

@@ -795,6 +795,7 @@ def test_a_checkpoint_of_another_grid_is_refused(
         ({"forecast_spread": "learned"}, "the discriminator has no network for it"),
         ({"forecast_spread": 0.1}, "UNetEnergy has no forecast; leave it out"),
         ({"forecast_shifts": [[0, 0], [1, 1]]}, "forecast_shifts .* UNetEnergy has no forecast"),
+        ({"forecast_shifts": []}, "forecast_shifts .* UNetEnergy has no forecast"),
         ({"history_forecast": 0.5}, "history_forecast is 0.5, but UNetEnergy has no forecast"),
         ({"history_forecast": 1.5}, "history_forecast is 1.5; it is a share"),
         ({"score_matching_windows": 1}, "score_matching_windows is 1; it must be 2 or more"),

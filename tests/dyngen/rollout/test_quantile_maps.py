@@ -13,6 +13,7 @@ from torch import Tensor
 from toy_world import LinearSampler
 
 from dyngen import calibrate as verb
+from dyngen.evaluation import fitting
 from dyngen.rollout import (
     FrameNoise,
     Sampling,
@@ -238,7 +239,7 @@ def test_what_cannot_be_calibrated_is_refused(world: Any, tmp_path: Path) -> Non
     cube, forecast, _ = world
     out = tmp_path / "calibration.npz"
     physical = forecast("physical.zarr", initial_states=40, normalised=False)
-    with pytest.raises(ValueError, match=r"physical\.zarr is in physical units, .* --normalised t"):
+    with pytest.raises(ValueError, match=r"physical\.zarr is in physical units: .* --normalised t"):
         verb.calibrate(physical, str(cube), out)
     two = forecast("two.zarr", initial_states=40, steps=2, normalised=True)
     with pytest.raises(ValueError, match=r"two\.zarr holds no forecasts of one step"):
@@ -275,7 +276,7 @@ def test_a_calibration_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_normalised_rollout_is_the_physical_one_in_other_units(world: Any) -> None:
-    _, forecast, normalisation = world
+    cube, forecast, normalisation = world
     usual = {"initial_states": 5, "members": 2, "steps": 3}
     physical = open_rollout(forecast("physical.zarr", **usual, normalised=False))
     made = forecast("normalised.zarr", **usual, normalised=True)
@@ -285,7 +286,11 @@ def test_a_normalised_rollout_is_the_physical_one_in_other_units(world: Any) -> 
     torch.testing.assert_close(torch.from_numpy(frames), expected, rtol=1e-4, atol=1e-4)
     assert run["u"].attrs["units"] == "1"
     xr.testing.assert_equal(run.coords.to_dataset(), physical.coords.to_dataset())
-    with pytest.raises(ValueError, match=r"is in normalised units, .* --normalised false"):
-        open_rollout(made)
+    for opened in (
+        open_rollout,
+        lambda path: fitting(str(path), run, calendar_world.data_of(cube)),
+    ):
+        with pytest.raises(ValueError, match=r"is in normalised units: .* --normalised false"):
+            opened(made)
     with pytest.raises(ValueError, match="was started with normalised = true"):
         forecast("normalised.zarr", **usual, normalised=False)
