@@ -83,7 +83,8 @@ class ClimateCubeDataModule(LightningDataModule):
         seasonal: Harmonics of the year whose cycle is subtracted at each pixel, for all variables
             or by name: frames are then anomalies. 0 leaves the cycle in.
         standardise: Divide by one standard deviation for each `variable`, or at each `pixel`, where
-            the mean of the pixel is subtracted too.
+            the mean of the pixel is subtracted too, or at each pixel and time of the year
+            (`season`), of as many harmonics as `seasonal` has.
 
     Raises:
         DataError: From `setup`, if the cube cannot be used as asked.
@@ -115,13 +116,15 @@ class ClimateCubeDataModule(LightningDataModule):
         storage_options: dict[str, Any] | None = None,
         transforms: dict[str, Transform] | None = None,
         seasonal: int | dict[str, int] = 0,
-        standardise: Literal["variable", "pixel"] = "variable",
+        standardise: Literal["variable", "pixel", "season"] = "variable",
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}; make it 1 or more.")
-        if standardise not in ("variable", "pixel"):
-            raise DataError(f"standardise is '{standardise}'; it can be 'variable' or 'pixel'.")
+        if standardise not in ("variable", "pixel", "season"):
+            raise DataError(
+                f"standardise is '{standardise}'; it can be 'variable', 'pixel' or 'season'."
+            )
         self._paths, self.variables = path, variables
         self.path = str(path) if isinstance(path, str | Path) else ", ".join(map(str, path))
         self.window_length, self.window_stride = window_length, window_stride
@@ -159,7 +162,7 @@ class ClimateCubeDataModule(LightningDataModule):
         if self._cube is not None:
             return
         cube = open_cube(self._paths, self.variables, **self._opening)
-        by_pixel = bool(self._seasonal) or self._standardise == "pixel"
+        by_pixel = bool(self._seasonal) or self._standardise != "variable"
         _check_names(cube, "transforms", self._transforms)
         if isinstance(self._seasonal, dict):
             _check_names(cube, "seasonal", self._seasonal)
@@ -201,7 +204,12 @@ class ClimateCubeDataModule(LightningDataModule):
         harmonics = self._harmonics()
         if self._climatology is None and any(h is not None for h in harmonics):
             self._climatology = fit_climatology(
-                self.cube, self.splits["train"], self.statistics.mean, self.transforms, harmonics
+                self.cube,
+                self.splits["train"],
+                self.statistics.mean,
+                self.transforms,
+                harmonics,
+                variance=self._standardise == "season",
             )
         return self._climatology
 
@@ -213,7 +221,12 @@ class ClimateCubeDataModule(LightningDataModule):
             wanted = [self._seasonal] * len(self.cube.variables)
         if any(h < 0 for h in wanted):
             raise DataError(f"seasonal is {self._seasonal}; give 0 or more harmonics.")
-        return [h or (0 if self._standardise == "pixel" else None) for h in wanted]
+        if self._standardise == "season" and not any(wanted):
+            raise DataError(
+                "standardise is 'season', but seasonal is 0: no variance follows the year; give "
+                "seasonal harmonics, or standardise by 'pixel'."
+            )
+        return [h or (None if self._standardise == "variable" else 0) for h in wanted]
 
     @property
     def normalisation(self) -> Normalisation:
@@ -236,6 +249,8 @@ class ClimateCubeDataModule(LightningDataModule):
             }
             if self._standardise == "pixel":
                 given["pixel_std"] = climatology.pixel_std
+            if climatology.variance is not None:
+                given["variance"] = climatology.variance
         return given
 
     @property

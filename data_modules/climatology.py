@@ -1,4 +1,5 @@
-"""A smooth seasonal cycle at each pixel, fitted in one pass over the training split.
+"""A smooth seasonal cycle at each pixel, fitted in one pass over the training split; two with that
+of its variance.
 
 Least squares on a few harmonics of the year: what a pass collects are the normal equations, a small
 sum at each pixel that pieces of the cube add to, in whatever order, on whatever scheduler dask has.
@@ -7,7 +8,7 @@ sum at each pixel that pieces of the cube add to, in whatever order, on whatever
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any, cast
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from data_modules.cube import Cube
 from data_modules.errors import DataError
-from data_modules.normalisation import seasonal_basis
+from data_modules.normalisation import LEAST_STD, seasonal_basis
 from data_modules.splits import Split
 from data_modules.statistics import SPAN_BYTES
 from data_modules.transforms import Transform
@@ -27,7 +28,6 @@ from data_modules.windows import Span, Windows, chunked_spans
 
 logger = logging.getLogger(__name__)
 
-LEAST_STD = 0.1  # of the channel's: a pixel where it almost never rains is not blown up further
 WELL_POSED = 0.02  # least eigenvalue of the normal matrix; it is 1/2 for whole years
 TOGETHER = 4  # pieces whose sums are added up before they are kept
 
@@ -40,11 +40,14 @@ class Climatology:
         cycle: (1 + 2 K, C, H, W) beside the channel's mean; see `Normalisation`.
         std: Standard deviation of the anomalies of each channel.
         pixel_std: (C, H, W) that of each pixel, at least a tenth of the channel's.
+        variance: (1 + 2 K, C, H, W) a cycle of the variance at each pixel, where it was asked for;
+            see `Normalisation`.
     """
 
     cycle: Tensor
     std: list[float]
     pixel_std: Tensor
+    variance: Tensor | None = None
 
 
 def fit_climatology(
@@ -53,6 +56,7 @@ def fit_climatology(
     mean: Sequence[float],
     transforms: Sequence[Transform | None],
     harmonics: Sequence[int | None],
+    variance: bool = False,
 ) -> Climatology:
     """Read a split once and fit a mean and harmonics of the year at each pixel.
 
@@ -62,6 +66,7 @@ def fit_climatology(
         mean: Mean of each channel after its transform, which stays apart.
         transforms: Of each channel.
         harmonics: Of each channel; 0 fits a mean of each pixel, None leaves a channel alone.
+        variance: Read it once more, and fit as many harmonics to the squares of what is left.
 
     Raises:
         DataError: If times have no calendar, or cover too little of the year.
@@ -72,23 +77,11 @@ def fit_climatology(
             f"{cube.path} has times without a calendar, so that there is no seasonal cycle to "
             "subtract; set seasonal to 0."
         )
-    frames = max(SPAN_BYTES // cube.frame_bytes, 1)
-    spans = chunked_spans(Windows(split, 1), cube.chunks, frames)
     logger.info("fitting a climatology of %s over %d frames", cube.path, split.frames)
-    # As a part of the function the cube is left alone: dask computes what it finds in arguments.
-    sums = dask.delayed(partial(_sums, cube))
-    add = dask.delayed(_total)
-    parts: list[Any] = [sums(span, mean, transforms, most) for span in spans]
-    while len(parts) > 1:  # a tree, so that few of the sums are in memory together
-        parts = [add(parts[i : i + TOGETHER]) for i in range(0, len(parts), TOGETHER)]
-    matrix, products, squares, count = cast(_Sums, dask.compute(*parts)[0])
+    sums = _collect(cube, split, partial(_sums, cube, mean, transforms, most))
+    matrix, products, squares, count = sums
     _require_well_posed(cube, split, matrix, count)
-    cycle = np.zeros_like(products)
-    for channel, order in enumerate(harmonics):
-        if order is not None:
-            terms = 1 + 2 * order
-            some = matrix[:terms, :terms, min(channel, matrix.shape[2] - 1)]
-            cycle[:terms, channel] = _solve(some, products[:terms, channel])
+    cycle = _fitted(sums, harmonics)
     # |x - B c|^2 = |x|^2 - 2 c.Bx + c.A c, for any c, also one that fits fewer terms.
     fitted = np.einsum(
         "bcp,bdcp,dcp->cp",
@@ -100,12 +93,15 @@ def fit_climatology(
     std = np.sqrt(left.sum(axis=-1) / np.broadcast_to(count, left.shape).sum(axis=-1))
     pixel = np.sqrt(left / np.maximum(count, 1))
     pixel = np.maximum(pixel, LEAST_STD * std[:, None])
-    shape = (len(std), *cube.shape)
-    return Climatology(
-        torch.from_numpy(cycle.reshape(-1, *shape)).float(),
-        std.tolist(),
-        torch.from_numpy(pixel.reshape(shape)).float(),
-    )
+
+    def fields(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values.reshape(-1, len(std), *cube.shape)).float()
+
+    spread = None
+    if variance:
+        again = _collect(cube, split, partial(_sums, cube, mean, transforms, most, cycle=cycle))
+        spread = fields(_fitted(again, harmonics))
+    return Climatology(fields(cycle), std.tolist(), fields(pixel)[0], spread)
 
 
 # The normal matrix (b, b, C, P) or, without missing values, (b, b, 1, 1); products with the basis
@@ -113,13 +109,39 @@ def fit_climatology(
 _Sums = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
+def _collect(cube: Cube, split: Split, sums: Callable[[Span], _Sums]) -> _Sums:
+    """The sums of all spans of a split, added up."""
+    frames = max(SPAN_BYTES // cube.frame_bytes, 1)
+    # As parts of the function cube and cycle are left alone: dask computes what it finds in
+    # arguments.
+    one, add = dask.delayed(sums), dask.delayed(_total)
+    parts: list[Any] = [one(span) for span in chunked_spans(Windows(split, 1), cube.chunks, frames)]
+    while len(parts) > 1:  # a tree, so that few of the sums are in memory together
+        parts = [add(parts[i : i + TOGETHER]) for i in range(0, len(parts), TOGETHER)]
+    return cast(_Sums, dask.compute(*parts)[0])
+
+
+def _fitted(sums: _Sums, harmonics: Sequence[int | None]) -> np.ndarray:
+    """Coefficients (b, C, P) by least squares, 0 where a channel has no such harmonic."""
+    matrix, products, _, _ = sums
+    cycle = np.zeros_like(products)
+    for channel, order in enumerate(harmonics):
+        if order is not None:
+            terms = 1 + 2 * order
+            some = matrix[:terms, :terms, min(channel, matrix.shape[2] - 1)]
+            cycle[:terms, channel] = _solve(some, products[:terms, channel])
+    return cycle
+
+
 def _sums(
     cube: Cube,
-    span: Span,
     mean: Sequence[float],
     transforms: Sequence[Transform | None],
     harmonics: int,
+    span: Span,
+    cycle: np.ndarray | None = None,
 ) -> _Sums:
+    """Sums over the values of a span or, given a cycle (b, C, P), over squares of what is left."""
     read = cube.read(slice(*span.trajectories), slice(*span.frames))
     numbers = cube.time_numbers[slice(*span.frames)]
     basis = seasonal_basis(numbers, cube.calendar or "standard", harmonics)
@@ -129,6 +151,8 @@ def _sums(
         if transform is not None:
             values[:, channel] = transform.forward(torch.from_numpy(values[:, channel])).numpy()
         values[:, channel] -= mean[channel]
+    if cycle is not None:
+        values = np.square(values - np.einsum("tb,bcp->tcp", basis, cycle))
     present = np.isfinite(values)
     outer = basis[:, :, None] * basis[:, None, :]
     if present.all():

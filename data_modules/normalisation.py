@@ -15,6 +15,9 @@ from data_modules.transforms import Transform
 
 Times = np.ndarray | Tensor
 
+LEAST_STD = 0.1  # of the channel's: a pixel where it almost never rains is not blown up further
+LEAST_VARIANCE = 0.15  # of the pixel's: rare rain in a dry season is not blown up either
+
 
 class Normalisation:
     """Standardise each channel: `(f(x) - mean - cycle) / std`.
@@ -31,6 +34,8 @@ class Normalisation:
             a constant, then cosine and sine of each harmonic of the year.
         calendar: That in which the harmonics count the year.
         pixel_std: Standard deviations (C, H, W) in place of `std`.
+        variance: Coefficients like those of the cycle, of the variance at each pixel, in place of
+            both; a standard deviation is at least a tenth of the channel's `std`.
     """
 
     def __init__(
@@ -41,29 +46,31 @@ class Normalisation:
         cycle: Tensor | None = None,
         calendar: str | None = None,
         pixel_std: Tensor | None = None,
+        variance: Tensor | None = None,
     ) -> None:
         self.mean = torch.tensor(mean, dtype=torch.float32)[:, None, None]
         channel_std = torch.tensor(std, dtype=torch.float32)[:, None, None]
         self.std = channel_std if pixel_std is None else pixel_std.float()
         self.transforms = [None if t is None else Transform(**t) for t in transforms or ()]
-        self.cycle, self.calendar = cycle, calendar
+        self.cycle, self.calendar, self.variance = cycle, calendar, variance
 
     @property
     def is_plain(self) -> bool:
         """Whether it is no more than a mean and a standard deviation of each channel."""
-        return not any(self.transforms) and self.cycle is None and self.std[0].numel() == 1
+        fields = self.cycle is not None or self.variance is not None or self.std[0].numel() > 1
+        return not any(self.transforms) and not fields
 
     @property
     def is_seasonal(self) -> bool:
         """Whether it depends on the time of the year."""
-        return self.cycle is not None and len(self.cycle) > 1
+        return any(one is not None and len(one) > 1 for one in (self.cycle, self.variance))
 
     def normalise(self, x: Tensor, times: Times | None = None) -> Tensor:
         """Normalised (..., C, H, W) from physical units.
 
         Args:
             x: (..., C, H, W).
-            times: (...) the time of each frame, where a seasonal cycle is subtracted: dates, or
+            times: (...) the time of each frame, where there is a seasonal cycle: dates, or
                 seconds since 1970-01-01 in the calendar.
 
         Values at a `lower` with a `spread` are lowered by noise that the time of a frame decides.
@@ -75,7 +82,7 @@ class Normalisation:
         for channel, transform in enumerate(self.transforms):
             if transform is not None:
                 x = _with(x, channel, transform.forward(x[..., channel, :, :]))
-        x = (x - self._centre(x, times)) / self.std.to(x.device)
+        x = (x - self._centre(x, times)) / self._spread(x, times)
         for channel, transform in enumerate(self.transforms):
             if transform is not None and transform.lower is not None and transform.spread:
                 least = physical[..., channel, :, :] <= transform.lower
@@ -89,7 +96,7 @@ class Normalisation:
         Raises:
             DataError: If times are needed and not given.
         """
-        x = x * self.std.to(x.device) + self._centre(x, times)
+        x = x * self._spread(x, times) + self._centre(x, times)
         for channel, transform in enumerate(self.transforms):
             if transform is not None:
                 x = _with(x, channel, transform.inverse(x[..., channel, :, :]))
@@ -100,16 +107,27 @@ class Normalisation:
         mean = self.mean.to(x.device)
         if self.cycle is None:
             return mean
-        cycle = self.cycle.to(x.device)
-        if not self.is_seasonal:
-            return mean + cycle[0]
+        return mean + self._at(self.cycle.to(x.device), times)
+
+    def _spread(self, x: Tensor, times: Times | None) -> Tensor:
+        """What is divided by: broadcasts against (..., C, H, W)."""
+        std = self.std.to(x.device)
+        if self.variance is None:
+            return std
+        variance = self.variance.to(x.device)
+        least = torch.maximum(LEAST_VARIANCE * variance[0], (LEAST_STD * std).square())
+        return torch.maximum(self._at(variance, times), least).sqrt()
+
+    def _at(self, waves: Tensor, times: Times | None) -> Tensor:
+        """Sum (..., C, H, W) at the times of waves (1 + 2 K, C, H, W) of the year."""
+        if len(waves) == 1:
+            return waves[0]
         if times is None:
             raise DataError(
                 "Anomalies against a seasonal cycle are made of frames and their times; give times."
             )
-        basis = seasonal_basis(_seconds(times), str(self.calendar), (len(cycle) - 1) // 2)
-        weights = torch.from_numpy(basis).to(cycle)
-        return mean + torch.einsum("...b,bchw->...chw", weights, cycle)
+        basis = seasonal_basis(_seconds(times), str(self.calendar), (len(waves) - 1) // 2)
+        return torch.einsum("...b,bchw->...chw", torch.from_numpy(basis).to(waves), waves)
 
 
 def seasonal_basis(seconds: np.ndarray, calendar: str, harmonics: int) -> np.ndarray:

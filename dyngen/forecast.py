@@ -95,9 +95,7 @@ def forecast(
         steps, initial_states = _length(steps, years, initial_states)
         trained: Any = load_model(model)
         if compile:
-            for network in trained.modules():
-                if isinstance(network, UNet2d):
-                    network.compile()
+            compile_networks(trained)
         place = local_device(device, processes)
         sampler = frame_sampler(trained, sampling, place)
         start = start_from(trained, sampler, data, split, initial_states, history)
@@ -145,6 +143,13 @@ def forecast(
             _tell(out, written, place, processes.count)
         else:
             log.info("%s was finished already", out)
+
+
+def compile_networks(trained: Any) -> None:
+    """Compile the U-Nets of a model; their rounding differs from then on."""
+    for network in trained.modules():
+        if isinstance(network, UNet2d):
+            network.compile()
 
 
 @dataclass(frozen=True)

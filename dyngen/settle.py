@@ -19,7 +19,7 @@ from data_modules.along import Along
 from data_modules.climate_cube import ClimateCubeDataModule
 from data_modules.climatology import fit_climatology
 from data_modules.normalisation import Normalisation
-from dyngen.forecast import start_from
+from dyngen.forecast import compile_networks, start_from
 from dyngen.launch import local_device
 from dyngen.models.checkpoints import load_model
 from dyngen.rollout import (
@@ -58,6 +58,7 @@ def settle(
     steps: int = 1000,
     seed: int = 0,
     device: str = "auto",
+    compile: bool = False,
 ) -> None:
     """Let members run freely and learn what to shift each cell by; stopped, it goes on.
 
@@ -76,12 +77,16 @@ def settle(
         steps: Steps of each.
         seed: With member and step it decides the random numbers.
         device: cpu, cuda, or auto.
+        compile: Compile the U-Nets with torch.compile. Compiled networks round otherwise, and a
+            free run adds that up: settle as the rollout will run.
 
     Raises:
         ValueError: If checkpoint, cube or settings do not fit together, the model makes several
             frames at a time, or the state beside `out` is of other settings.
     """
     trained: Any = load_model(model)
+    if compile:
+        compile_networks(trained)
     place = local_device(device, Processes())
     sampler = frame_sampler(trained, sampling, place)
     if sampler.block_length > 1:
@@ -97,6 +102,7 @@ def settle(
         "members": members,
         "seed": seed,
         "steps": steps,
+        "compiled": compile,  # other numbers, by rounding
         "start": hashlib.sha256(begun.histories.numpy().tobytes()).hexdigest()[:16],
     }
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -774,7 +774,7 @@ def check_normalisation(image: dict[str, Any], cube: dict[str, Any]) -> None:
             deviation by more than 5%.
     """
     theirs, ours = image["normalisation"], cube["normalisation"]
-    apart = [key for key in ("cycle", "pixel_std") if (key in theirs) != (key in ours)]
+    apart = [key for key in ("cycle", "pixel_std", "variance") if (key in theirs) != (key in ours)]
     if apart or theirs.get("transforms") != ours.get("transforms"):
         raise ValueError(
             "The image model was trained on frames that were normalised in another way; give the "

@@ -67,8 +67,13 @@ def test_closed_forms_and_the_least_value() -> None:
 Made = tuple[Path, np.ndarray, np.ndarray]
 
 
-def seasonal_cube(path: Path, calendar: str = "noleap", hole: bool = False) -> Made:
-    """A cube whose cycle (time, y, x) is known, and white noise around it of known spread."""
+def seasonal_cube(
+    path: Path, calendar: str = "noleap", hole: bool = False, swing: float = 0.0
+) -> Made:
+    """A cube whose cycle (time, y, x) is known, and white noise around it of known spread.
+
+    Its variance swings by so much of itself with the first harmonic of the year.
+    """
     generator = np.random.default_rng(0)
     length = {"360_day": 360}.get(calendar, 365)
     times = xr.date_range("2001-01-01", periods=YEARS * length, calendar=calendar, use_cftime=True)
@@ -76,7 +81,8 @@ def seasonal_cube(path: Path, calendar: str = "noleap", hole: bool = False) -> M
     a, b, c = generator.normal(size=(3, 4, 6))
     cycle = 10 * a + 3 * b * np.cos(angle)[:, None, None] + c * np.sin(2 * angle)[:, None, None]
     spread = generator.uniform(0.5, 2, (4, 6))
-    ta = (280 + cycle + spread * generator.normal(size=cycle.shape)).astype(np.float32)
+    noise = np.sqrt(1 + swing * np.sin(angle))[:, None, None] * generator.normal(size=cycle.shape)
+    ta = (280 + cycle + spread * noise).astype(np.float32)
     if hole:
         ta[::5, 1, 1] = np.nan
         ta[:, 2, 2] = np.nan
@@ -117,6 +123,7 @@ def test_the_seasonal_cycle_that_is_there_is_found(tmp_path: Path, calendar: str
     [
         {"seasonal": 2},
         {"standardise": "pixel"},
+        {"seasonal": 2, "standardise": "season", "transforms": {"pr": LOG}},
         {"seasonal": {"ta": 1}, "standardise": "pixel", "transforms": {"pr": LOG}},
         {"transforms": {"pr": LOG, "ta": Transform("power", 100.0, 0.3)}},
     ],
@@ -143,15 +150,63 @@ def test_batches_windows_and_the_way_back(
     assert (frames.mean(dim=(0, 2, 3)).abs() < 0.02).all()
     spread = frames.std(dim=(0, 2, 3))
     torch.testing.assert_close(spread, torch.ones(2), rtol=0.01, atol=0.01)
-    if options.get("standardise") == "pixel":
+    if "standardise" in options:
         torch.testing.assert_close(frames.std(dim=0), torch.ones(2, 4, 6), rtol=0.01, atol=0.01)
         assert (frames.mean(dim=0).abs() < 0.02).all()
+
+
+def test_the_seasonal_cycle_of_the_variance_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _, spread = seasonal_cube(tmp_path / "a.zarr", swing=0.6)
+
+    def fitted(**options: Any) -> ClimateCubeDataModule:
+        given = {"seasonal": {"ta": 2}, "standardise": "season", "splits": {"train": 1.0}}
+        return ClimateCubeDataModule(path, ["ta", "pr"], **(given | options))
+
+    data = fitted()
+    frames, times = data.read_run("train", 0)
+    angle = 2 * np.pi * (np.arange(len(frames)) % 365) / 365
+    truth = spread**2 * (1 + 0.6 * np.sin(angle))[:, None, None]
+    width = data.normalisation.denormalise(torch.ones_like(frames), times)
+    width -= data.normalisation.denormalise(torch.zeros_like(frames), times)
+    # A coefficient of n squares of a Gaussian has a standard error of 2 / sqrt(n) of the variance.
+    error = (width[:, 0].square() / torch.from_numpy(truth) - 1).abs().amax()
+    assert error < 5 * 2 * (5 / len(frames)) ** 0.5 / (1 - 0.6)
+    for season in (angle < 1, abs(angle - np.pi) < 0.5, angle > 5.3):
+        of_it = frames[season, 0].std(dim=0)
+        error = (of_it - 1).abs().amax()
+        assert error < 5 * (1 / (2 * season.sum())) ** 0.5 + 0.02, error
+    # Without harmonics a channel has the same variance all year, that of each pixel.
+    by_pixel = fitted(seasonal={"ta": 2}, standardise="pixel").read_run("train", 0)[0]
+    torch.testing.assert_close(frames[:, 1], by_pixel[:, 1], rtol=1e-4, atol=1e-4)
+    # And in pieces it is the same.
+    monkeypatch.setattr("data_modules.climatology.SPAN_BYTES", 10_000)
+    climatology, pieces = data.climatology, fitted().climatology
+    assert climatology is not None
+    assert pieces is not None
+    torch.testing.assert_close(pieces.variance, climatology.variance, rtol=1e-5, atol=1e-6)
+
+
+def test_a_variance_that_would_vanish_is_kept_from_it() -> None:
+    variance = torch.zeros(3, 1, 1, 2)
+    variance[:, 0, 0, 0] = torch.tensor([4.0, 4.0, 0.0])  # 0 in the middle of the year
+    variance[0, 0, 0, 1] = 1e-6  # it never rains
+    law = Normalisation([0.0], [2.0], variance=variance, calendar="360_day")
+    times = np.array([0.0, 180.0]) * 86400
+    found = law.denormalise(torch.ones(2, 1, 1, 2), times)[:, 0, 0]
+    expected = torch.tensor([[8**0.5, 0.2], [(0.15 * 4) ** 0.5, 0.2]])
+    torch.testing.assert_close(found, expected)
+    assert law.is_seasonal
+    assert not law.is_plain
+    with refused("Anomalies against a seasonal cycle are made of frames and their times; give"):
+        law.normalise(torch.ones(1, 1, 2))
 
 
 def test_missing_values_take_no_part(tmp_path: Path) -> None:
     path, cycle, spread = seasonal_cube(tmp_path / "a.zarr", hole=True)
     whole, _, _ = seasonal_cube(tmp_path / "b.zarr")
-    options: dict[str, Any] = {"seasonal": 2, "splits": {"train": 1.0}, "standardise": "pixel"}
+    options: dict[str, Any] = {"seasonal": 2, "splits": {"train": 1.0}, "standardise": "season"}
     data = ClimateCubeDataModule(path, ["ta"], missing="fill", **options)
     beside = ClimateCubeDataModule(whole, ["ta"], **options)
     climatology, truth = data.climatology, beside.climatology
@@ -171,6 +226,8 @@ def test_missing_values_take_no_part(tmp_path: Path) -> None:
     frames = data.read_run("train", 0)[0]
     assert (frames[::5, 0, 1, 1] == 0).all()
     assert torch.isfinite(frames).all()
+    there = torch.arange(len(frames)) % 5 != 0
+    assert frames[there, 0, 1, 1].std().item() == pytest.approx(1, abs=0.02)
 
 
 def test_the_fit_does_not_depend_on_how_the_cube_is_read(
@@ -193,11 +250,14 @@ def test_the_fit_does_not_depend_on_how_the_cube_is_read(
     np.testing.assert_allclose(once.cycle[:, 0].reshape(7, -1), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_checkpoint_holds_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("standardise", ["pixel", "season"])
+def test_a_checkpoint_holds_it_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, standardise: str
+) -> None:
     path, _, _ = seasonal_cube(tmp_path / "a.zarr")
     options: dict[str, Any] = {
         "seasonal": 2,
-        "standardise": "pixel",
+        "standardise": standardise,
         "transforms": {"pr": LOG},
         "forcing": ["day_of_year"],
         "static": ["latitude"],
@@ -300,7 +360,9 @@ def test_what_cannot_be(tmp_path: Path) -> None:
         ClimateCubeDataModule(path, seasonal={"tas": 1}).setup()
     with refused("seasonal is -1; give 0 or more harmonics."):
         ClimateCubeDataModule(path, seasonal=-1).normalisation  # noqa: B018
-    with refused("standardise is 'all'; it can be 'variable' or 'pixel'."):
+    with refused("standardise is 'season', but seasonal is 0: no variance follows the year; give"):
+        ClimateCubeDataModule(path, standardise="season").normalisation  # noqa: B018
+    with refused("standardise is 'all'; it can be 'variable', 'pixel' or 'season'."):
         ClimateCubeDataModule(path, standardise="all")  # type: ignore[arg-type]
     with refused("What is normal at each pixel cannot be cropped with the frames; drop crop, or"):
         ClimateCubeDataModule(path, seasonal=1, crop=(2, 2)).setup()

@@ -118,6 +118,8 @@ def test_one_that_is_stopped_ends_with_the_same_bytes(
             settled("stopped.npz", steps=220)
     with pytest.raises(ValueError, match=r"stopped\.npz\.state\.npz was begun with other seed"):
         settled("stopped.npz", steps=220, seed=1)
+    with pytest.raises(ValueError, match="was begun with other compiled"):
+        settled("stopped.npz", steps=220, compile=True)
     assert settled("stopped.npz", steps=220).read_bytes() == whole
     assert calls == 30 + 100 + 170  # anew, anew, and from step 50
     assert not list(tmp_path.glob(".*state*"))
