@@ -84,7 +84,7 @@ class ClimateCubeDataModule(LightningDataModule):
             or by name: frames are then anomalies. 0 leaves the cycle in.
         standardise: Divide by one standard deviation for each `variable`, or at each `pixel`, where
             the mean of the pixel is subtracted too, or at each pixel and time of the year
-            (`season`), of as many harmonics as `seasonal` has.
+            (`season`), of the harmonics of `seasonal`, but no more than three.
 
     Raises:
         DataError: From `setup`, if the cube cannot be used as asked.

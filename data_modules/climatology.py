@@ -28,6 +28,7 @@ from data_modules.windows import Span, Windows, chunked_spans
 
 logger = logging.getLogger(__name__)
 
+MOST_OF_VARIANCE = 3  # harmonics: squares are known less well than values
 WELL_POSED = 0.02  # least eigenvalue of the normal matrix; it is 1/2 for whole years
 TOGETHER = 4  # pieces whose sums are added up before they are kept
 
@@ -66,7 +67,8 @@ def fit_climatology(
         mean: Mean of each channel after its transform, which stays apart.
         transforms: Of each channel.
         harmonics: Of each channel; 0 fits a mean of each pixel, None leaves a channel alone.
-        variance: Read it once more, and fit as many harmonics to the squares of what is left.
+        variance: Read it once more, and fit these harmonics, no more than three of them, to the
+            squares of what is left.
 
     Raises:
         DataError: If times have no calendar, or cover too little of the year.
@@ -100,7 +102,8 @@ def fit_climatology(
     spread = None
     if variance:
         again = _collect(cube, split, partial(_sums, cube, mean, transforms, most, cycle=cycle))
-        spread = fields(_fitted(again, harmonics))
+        few = [None if order is None else min(order, MOST_OF_VARIANCE) for order in harmonics]
+        spread = fields(_fitted(again, few)[: 1 + 2 * MOST_OF_VARIANCE])
     return Climatology(fields(cycle), std.tolist(), fields(pixel)[0], spread)
 
 

@@ -22,6 +22,7 @@ from dyngen.report.drift_scores import MapLaw, within_spread
 from dyngen.rollout import open_rollout
 
 DAYS = 365
+MONTHS = range(1, 13)
 
 
 def main() -> None:
@@ -37,7 +38,9 @@ def main() -> None:
             f"{given.skip + DAYS} are needed."
         )
     found = {
-        str(name): of_variable(run[name].values, cube[name], given.skip) for name in run.data_vars
+        str(name): of_variable(run[name].values, cube[name], given.skip)
+        | {"monthly_std_ratio": of_months(run[name], cube[name], given.skip)}
+        for name in run.data_vars
     }
     print(json.dumps(found, indent=1))
 
@@ -60,6 +63,29 @@ def of_variable(days: np.ndarray, cube: xr.DataArray, skip: int) -> dict[str, An
         "global_mean_error": over(years.mean(0) - truth.mean(0)),
         "daily_variance_ratio": over(days.var((0, 1))) / over(seen.var(0)),
         "annual_std_ratio": (over(years.var(0, ddof=1)) / over(truth.var(0, ddof=1))) ** 0.5,
+    }
+
+
+def of_months(run: xr.DataArray, cube: xr.DataArray, skip: int) -> dict[str, list[float]]:
+    """Spread of each month's means over that of the cube, by zone."""
+    own = run.isel(member=0, lead=slice(skip, skip + DAYS))
+    months = own["time"].dt.month.values
+    means = [
+        [days[of == m].mean(0) for m in MONTHS] for days, of in zip(own.values, months, strict=True)
+    ]
+    months, years, values = cube["time"].dt.month.values, cube["time"].dt.year.values, cube.values
+    truth = [
+        [values[(years == year) & (months == m)].mean(0) for m in MONTHS]
+        for year in np.unique(years)
+    ]
+    mine, theirs = (np.var(each, axis=0, ddof=1) for each in (means, truth))  # (12, y, x)
+    lat = cube["lat"].values
+    zones = {"south": lat < -20, "between": abs(lat) <= 20, "north": lat > 20}
+    return {
+        name: [
+            round(float((mine[m, rows].sum() / theirs[m, rows].sum()) ** 0.5), 2) for m in range(12)
+        ]
+        for name, rows in zones.items()
     }
 
 

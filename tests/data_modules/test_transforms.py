@@ -186,6 +186,11 @@ def test_the_seasonal_cycle_of_the_variance_is_found(
     assert climatology is not None
     assert pieces is not None
     torch.testing.assert_close(pieces.variance, climatology.variance, rtol=1e-5, atol=1e-6)
+    many = fitted(seasonal=5).climatology
+    assert many is not None
+    assert many.variance is not None
+    assert many.cycle.shape[0] == 11
+    assert many.variance.shape[0] == 7
 
 
 def test_a_variance_that_would_vanish_is_kept_from_it() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments.speedy.years import of_variable
+from experiments.speedy.years import of_months, of_variable
 
 ROWS, COLUMNS, SKIP = 12, 24, 5
 
@@ -43,3 +43,27 @@ def test_rows_count_by_their_area(cube: xr.DataArray) -> None:
     weights = np.cos(np.deg2rad(cube["lat"].values))
     found = of_variable(run, cube, 0)["global_mean_error"]
     assert found == pytest.approx(9 * weights[-1] / weights.sum(), abs=0.05)
+
+
+def test_each_month_has_its_own_spread(cube: xr.DataArray) -> None:
+    generator = np.random.default_rng(2)
+    lead = np.arange(365 + SKIP)
+    starts = [f"{2001 + i}-{1 + i % 12:02d}-01" for i in range(60)]
+    time = np.stack(
+        [xr.date_range(s, periods=len(lead), calendar="noleap", use_cftime=True) for s in starts]
+    )
+    months = np.vectorize(lambda date: date.month)(time)
+    # Constants of each year, as in the cube, but in July they are three times as large.
+    constant = generator.normal(size=(60, 1, ROWS, COLUMNS))
+    values = constant * np.where(months == 7, 3, 1)[:, :, None, None]
+    values = values + generator.normal(size=values.shape)
+    run = xr.DataArray(
+        values[:, None],
+        {"time": (("initial", "lead"), time)},
+        ("initial", "member", "lead", "lat", "lon"),
+    )
+    found = of_months(run, cube, SKIP)
+    for zone in ("south", "between", "north"):
+        assert found[zone][6] == pytest.approx(3, rel=0.15)
+        rest = np.delete(found[zone], 6)
+        np.testing.assert_allclose(rest, 1, rtol=0.15)
