@@ -774,8 +774,11 @@ def check_normalisation(image: dict[str, Any], cube: dict[str, Any]) -> None:
             deviation by more than 5%.
     """
     theirs, ours = image["normalisation"], cube["normalisation"]
-    apart = [key for key in ("cycle", "pixel_std", "variance") if (key in theirs) != (key in ours)]
-    if apart or theirs.get("transforms") != ours.get("transforms"):
+    fields = [
+        {key: of[key].shape for key in ("cycle", "pixel_std", "variance") if key in of}
+        for of in (theirs, ours)
+    ]  # a cycle's first dimension is the harmonics
+    if fields[0] != fields[1] or theirs.get("transforms") != ours.get("transforms"):
         raise ValueError(
             "The image model was trained on frames that were normalised in another way; give the "
             "data the transforms, seasonal and standardise that it was trained with, or train it "

@@ -23,7 +23,7 @@ from dyngen.rollout import open_rollout
 DAYS = 365.2425
 COMMAND = (
     "dyngen rollout --config experiments/speedy/rollout.yaml --sampling.calibration null "
-    "--split train --initial_states 7200 --steps 1 --batch_size 16 --compile false "
+    "--split train --initial_states 7200 --steps 1 --batch_size 16 "
     "--normalised true --out day.zarr; "
     "dyngen calibrate day.zarr --reference $DYNGEN_CUBE --out $DYNGEN_RUN/calibration.npz; "
     "dyngen settle --config experiments/speedy/settle.yaml; "

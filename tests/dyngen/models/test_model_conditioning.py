@@ -17,6 +17,7 @@ from data_modules.transforms import Transform
 from dyngen.diffusion.noise import edm_sigmas
 from dyngen.models import ImageDDPM, TimeConsistencyDiscriminator, VideoDiffusion
 from dyngen.models.cube_module import frame_context
+from dyngen.models.discriminator import check_normalisation
 from dyngen.networks.discriminators import EncoderDiscriminator, ForecastEnergy, UNetEnergy
 from dyngen.networks.layers import Conv2d, pad
 from dyngen.networks.unet import UNet2d
@@ -250,3 +251,28 @@ def test_samplers_start_where_they_did() -> None:
     options: dict[str, Any] = {"members": 2, "steps": 3, "seed": 0}
     plain = rollout(sampler, history, **options).frames
     assert torch.equal(rollout(sampler, history, conditioning=extra, **options).frames, plain)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seasonal": 2},
+        {"seasonal": 0},
+        {"standardise": "pixel"},
+        {"standardise": "season"},
+        {"transforms": {}},
+    ],
+)
+def test_an_image_model_of_other_frames_is_refused(
+    data: ClimateCubeDataModule, other: dict[str, Any]
+) -> None:
+    options: dict[str, Any] = {
+        "seasonal": 1,
+        "transforms": {"pr": Transform("log", scale=0.5, lower=0.0)},
+    }
+    same = ClimateCubeDataModule(data.path, ["pr"], **options)
+    check_normalisation(data.description(), same.description())
+    changed = ClimateCubeDataModule(data.path, ["pr"], **options | other)
+    for pair in ((data, changed), (changed, data)):
+        with pytest.raises(ValueError, match="was trained on frames that were normalised in ano"):
+            check_normalisation(*(each.description() for each in pair))
