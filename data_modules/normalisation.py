@@ -35,7 +35,8 @@ class Normalisation:
         calendar: That in which the harmonics count the year.
         pixel_std: Standard deviations (C, H, W) in place of `std`.
         variance: Coefficients like those of the cycle, of the variance at each pixel, in place of
-            both; a standard deviation is at least a tenth of the channel's `std`.
+            both; it is at least 0.15 of the pixel's own, and a standard deviation at least a tenth
+            of the channel's `std`.
     """
 
     def __init__(

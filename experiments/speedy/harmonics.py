@@ -1,6 +1,6 @@
 """How much of a cube's days is the seasonal cycle, by the number of harmonics that it is given.
 
-    python experiments/speedy/harmonics.py CUBE.zarr [--trained 2002]
+    PYTHONPATH=. python experiments/speedy/harmonics.py CUBE.zarr [--trained 2002]
 
 At each cell a cycle is fitted to the years up to the last that models are trained on, and taken off
 the days after them, which it has not seen. Printed as JSON, for each variable and zone, in July to
@@ -19,6 +19,7 @@ import xarray as xr
 
 from data_modules.calendars import as_numbers
 from data_modules.normalisation import seasonal_basis
+from experiments.speedy.years import zones
 
 HARMONICS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 SEASONS = {"july to september": (7, 8, 9), "december to february": (12, 1, 2)}
@@ -37,10 +38,9 @@ def left_by(days: xr.DataArray, trained: int) -> dict[str, dict[str, dict[int, f
     """Variance that is left of (time, lat, lon) after cycles of 1, 2, ... harmonics."""
     seconds, seen = as_numbers(days["time"].values), (days["time"].dt.year <= trained).values
     months, lat = days["time"].dt.month.values, days["lat"].values
-    zones = {"south": lat < -20, "between": abs(lat) <= 20, "north": lat > 20}
-    rows = np.cos(np.deg2rad(lat))
+    rows_of, rows = zones(lat), np.cos(np.deg2rad(lat))
     values = days.values.reshape(len(days), -1).astype(np.float64)
-    found: dict[str, dict[str, dict[int, float]]] = {s: {z: {} for z in zones} for s in SEASONS}
+    found: dict[str, dict[str, dict[int, float]]] = {s: {z: {} for z in rows_of} for s in SEASONS}
     least: dict[str, np.ndarray] = {}
     for count in HARMONICS:
         basis = seasonal_basis(seconds, days["time"].dt.calendar, count)
@@ -49,7 +49,7 @@ def left_by(days: xr.DataArray, trained: int) -> dict[str, dict[str, dict[int, f
         for season, of_it in SEASONS.items():
             left = errors[np.isin(months, of_it) & ~seen].mean(0)
             share = left / np.maximum(least.setdefault(season, left), np.finfo(np.float64).tiny)
-            for zone, inside in zones.items():
+            for zone, inside in rows_of.items():
                 mean = np.average(share[inside].mean(-1), weights=rows[inside])
                 found[season][zone][count] = round(float(mean), 3)
     return found

@@ -79,14 +79,17 @@ def of_months(run: xr.DataArray, cube: xr.DataArray, skip: int) -> dict[str, lis
         for year in np.unique(years)
     ]
     mine, theirs = (np.var(each, axis=0, ddof=1) for each in (means, truth))  # (12, y, x)
-    lat = cube["lat"].values
-    zones = {"south": lat < -20, "between": abs(lat) <= 20, "north": lat > 20}
     return {
         name: [
             round(float((mine[m, rows].sum() / theirs[m, rows].sum()) ** 0.5), 2) for m in range(12)
         ]
-        for name, rows in zones.items()
+        for name, rows in zones(cube["lat"].values).items()
     }
+
+
+def zones(lat: np.ndarray) -> dict[str, np.ndarray]:
+    """Which rows are south of 20 S, between, and north of 20 N."""
+    return {"south": lat < -20, "between": abs(lat) <= 20, "north": lat > 20}
 
 
 if __name__ == "__main__":
