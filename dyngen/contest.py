@@ -304,18 +304,21 @@ def _write_page(
     results: Path, told: str, title: str, summary: Mapping[str, Any], report: Path
 ) -> None:
     """Tables and the figures of the first seed, to be read beside the JSON."""
-    drawings = score_figures(xr.load_dataset(report / "scores.nc", engine="h5netcdf"))
-    names: Sequence[str] = FIGURES
-    if len(summary["systems"]) > MANY:
-        drawings["rows"] = rows_by_system(summary["systems"])
-        names = ("rows", *(name for name in FIGURES if name not in LINES))
-    drawn = []
-    for name in names:
-        if name in drawings:
-            drawn.append(f"{told}_{name}.svg")
+    scores = xr.load_dataset(report / "scores.nc", engine="h5netcdf")
+    drawn: dict[str, list[str]] = {}
+    for variable, of in by_variable(summary).items():
+        drawings = score_figures(scores, variable or None)
+        names: Sequence[str] = FIGURES
+        if len(of["systems"]) > MANY:
+            drawings["rows"] = rows_by_system(of["systems"])
+            names = ("rows", *(name for name in FIGURES if name not in LINES))
+        drawn[variable] = []
+        for name in (name for name in names if name in drawings):
+            file = "_".join(filter(None, (told, variable, name))) + ".svg"
             drawings[name].savefig(
-                results / drawn[-1], facecolor="white", metadata={"Date": None}, bbox_inches="tight"
+                results / file, facecolor="white", metadata={"Date": None}, bbox_inches="tight"
             )
+            drawn[variable].append(file)
     costs = json.loads((report / "summary.json").read_text()).get("costs", {})
     page = contest_markdown(title, summary, costs, drawn)
     (results / f"{told}.md").write_text(page)

@@ -22,15 +22,18 @@ OF_FREE_RUN = {
 
 
 def contest_markdown(
-    title: str, summary: Mapping[str, Any], costs: Mapping[str, Any], figures: Sequence[str]
+    title: str,
+    summary: Mapping[str, Any],
+    costs: Mapping[str, Any],
+    figures: Mapping[str, Sequence[str]],
 ) -> str:
-    """Tables of scores, costs and free runs, then the figures.
+    """Tables of scores and free runs and the figures of each variable, then costs.
 
     Args:
         title: Heading of the page.
         summary: What `dyngen contest` writes as JSON; ratios are to its first system.
         costs: By system, as `dyngen.report.cost_table` takes them.
-        figures: Files beside the page.
+        figures: Files beside the page, by variable; a single variable is called "".
     """
     seeds, seconds = len(summary["seed"]), sum(summary["seconds"].values())
     parts = [
@@ -41,10 +44,11 @@ def contest_markdown(
     for variable, of in by_variable(summary).items():
         parts += [f"## {variable}"] if variable else []
         parts += _scores(of["systems"])
+        files = figures.get(variable, ())
+        parts += [f"![{name.rpartition('.')[0].replace('_', ' ')}]({name})" for name in files]
     if costs:
         head, *rows = [list(HEADINGS), *cost_table(costs)]
         parts += ["Costs:", markdown_table(head, rows)]
-    parts += [f"![{name.rpartition('.')[0].replace('_', ' ')}]({name})" for name in figures]
     return "\n\n".join(parts) + "\n"
 
 

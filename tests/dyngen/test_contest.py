@@ -138,3 +138,13 @@ def test_every_variable_has_its_own_figures(tmp_path: Path) -> None:
             exact = scores["crps"].sel(variable=name, system=system).values
             assert list(of["crps"].values()) == pytest.approx(exact.tolist())
         assert found["variables"][name]["systems"]["good"]["parameters"] == 5
+
+    found |= {"seconds": {}, "seed": [0], "command": "", "machine": {"processor": ""}}
+    units = scores.assign_coords(units=("variable", ["mm", "K"]))
+    units.to_netcdf(tmp_path / "scores.nc", engine="h5netcdf", mode="w")
+    contest._write_page(tmp_path, "told", "a contest", found, tmp_path)
+    page = (tmp_path / "told.md").read_text()
+    for name, unit in (("pr", "mm"), ("ta", "K")):
+        section = page.partition(f"## {name}\n")[2].partition("## ")[0]
+        assert f"(told_{name}_crps.svg)" in section
+        assert f"fair CRPS ({unit})" in (tmp_path / f"told_{name}_crps.svg").read_text()

@@ -35,7 +35,7 @@ def cells(page: str, row: str, table: int = 0) -> dict[str, str]:
 
 def test_a_page_has_every_number_where_its_heading_says() -> None:
     costs = {"ours": {"parameters": 2_500_000, "training": {"seconds": 60.0, "flops": 3e12}}}
-    page = contest_markdown("a world: contest", SUMMARY, costs, ["summary_crps.svg"])
+    page = contest_markdown("a world: contest", SUMMARY, costs, {"": ["summary_crps.svg"]})
     assert "2 trainings of each model, 2 minutes on a machine" in page
     ours = cells(page, "ours")
     assert (ours["1"], ours["2"], ours["spread-skill at 1"], ours["at 2"]) == (
@@ -55,7 +55,10 @@ def test_several_variables_have_a_heading_each() -> None:
     warm = {"ours": {"crps": {"1": 7.0}, "spread_skill": {"1": 0.5}}}
     summary = SUMMARY | {"variables": {"rain": {"systems": SUMMARY["systems"]},
                                        "ta": {"systems": warm}}}  # fmt: skip
-    page = contest_markdown("a world: contest", summary, {}, [])
+    files = {"rain": ["summary_rain_crps.svg"], "ta": ["summary_ta_crps.svg"]}
+    page = contest_markdown("a world: contest", summary, {}, files)
     assert page.index("## rain") < page.index("| other one |") < page.index("## ta")
+    assert page.index("(summary_rain_crps.svg)") < page.index("## ta")
+    assert page.index("## ta") < page.index("![summary ta crps](summary_ta_crps.svg)")
     assert cells(page, "ours")["2"] == "0.2"
     assert cells(page, "ours", 3)["1"] == "7"
