@@ -91,6 +91,7 @@ def _by_year(curves: xr.Dataset, name: str, reference: str, label: str) -> Figur
         transform=axes.get_xaxis_transform(),
         fontsize=8,
     )
+    axes.ticklabel_format(axis="y", useOffset=False)  # which would stand where the names do
     axes.set_ylabel(label)
     axes.set_xlabel("year of the rollout")
     return figure
