@@ -312,13 +312,12 @@ def _write_page(
         if len(of["systems"]) > MANY:
             drawings["rows"] = rows_by_system(of["systems"])
             names = ("rows", *(name for name in FIGURES if name not in LINES))
-        drawn[variable] = []
-        for name in (name for name in names if name in drawings):
-            file = "_".join(filter(None, (told, variable, name))) + ".svg"
+        shown = [name for name in names if name in drawings]
+        drawn[variable] = ["_".join(filter(None, (told, variable, n))) + ".svg" for n in shown]
+        for name, file in zip(shown, drawn[variable], strict=True):
             drawings[name].savefig(
                 results / file, facecolor="white", metadata={"Date": None}, bbox_inches="tight"
             )
-            drawn[variable].append(file)
     costs = json.loads((report / "summary.json").read_text()).get("costs", {})
     page = contest_markdown(title, summary, costs, drawn)
     (results / f"{told}.md").write_text(page)

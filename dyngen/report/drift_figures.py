@@ -91,7 +91,6 @@ def _by_year(curves: xr.Dataset, name: str, reference: str, label: str) -> Figur
         transform=axes.get_xaxis_transform(),
         fontsize=8,
     )
-    axes.ticklabel_format(axis="y", useOffset=False)
     axes.yaxis.get_offset_text().set_horizontalalignment("right")  # beside the names, not on them
     axes.set_ylabel(label)
     axes.set_xlabel("year of the rollout")

@@ -71,6 +71,7 @@ RC: dict[Any, Any] = {
     "svg.fonttype": "path",
     "axes.formatter.use_mathtext": True,
     "axes.formatter.limits": (-3, 4),
+    "axes.formatter.useoffset": False,
 }
 
 P = ParamSpec("P")
