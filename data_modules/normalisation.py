@@ -103,6 +103,23 @@ class Normalisation:
                 x = _with(x, channel, transform.inverse(x[..., channel, :, :]))
         return x
 
+    def normal_values(self) -> Tensor | None:
+        """What anomalies of channels with a transform are anomalies from, in normalised units.
+
+        Returns:
+            Coefficients (1 + 2 K, C, H, W) as those of the cycle, 0 in channels without a
+            transform; None where no channel has one, there is no cycle of the year, or the spread
+            has one too.
+        """
+        curved = [each is not None for each in self.transforms]
+        if self.cycle is None or len(self.cycle) == 1 or self.variance is not None:
+            return None
+        if not any(curved):
+            return None
+        values = self.cycle / self.std
+        values[0] += self.mean.expand_as(values[0]) / self.std
+        return values * torch.tensor(curved)[:, None, None]
+
     def _centre(self, x: Tensor, times: Times | None) -> Tensor:
         """What is subtracted: broadcasts against (..., C, H, W)."""
         mean = self.mean.to(x.device)

@@ -19,7 +19,7 @@ from data_modules.truth import Truth
 from dyngen.evaluation import fitting, verification
 from dyngen.models.checkpoints import read_checkpoint
 from dyngen.rollout import open_rollout
-from dyngen.rollout.calibration import Calibration, Seasons
+from dyngen.rollout.calibration import Calibration, Seasons, normal_at
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,8 @@ def calibrate(
     from some thousand states of the years that the model was trained on, by
     `dyngen rollout --split train --steps 1 --members 1 --initial_states 4096 --normalised true`;
     they are all held in memory. What came true on dry days is as a `spread` of the transform
-    spreads it, and forecasts as the model makes them.
+    spreads it, and forecasts as the model makes them. Of variables with a transform values are
+    mapped where there is a time of the year, of others anomalies (see `dyngen.rollout.calibration`).
 
     Args:
         rollout: The forecasts, a Zarr of `dyngen rollout`, uncalibrated and normalised.
@@ -72,10 +73,17 @@ def calibrate(
     forecasts = _frames(run, settings["variables"])[:, :, 0].transpose(0, 1).flatten(0, 1)
     truths = normalisation.normalise(truths, times).nan_to_num_(nan=0.0)
     channel = first_channel(trained.get("conditioning") or {}, "day_of_year")
-    phases = None
+    phases = normal = None
+    error = (forecasts.mean(0) - truths.mean(0)).square().mean((-2, -1)).sqrt()
     if channel is not None:
         phases = torch.from_numpy(year_fraction(as_numbers(times), str(data.cube.calendar)))
+        normal = normalisation.normal_values()
     members = len(forecasts) // len(truths)
+    if normal is not None and phases is not None:
+        for index, phase in enumerate(phases.tolist()):
+            level = normal_at(normal, phase)
+            truths[index] += level
+            forecasts[index :: len(truths)] += level
     seasons = Seasons.fit(
         forecasts,
         truths.repeat(members, 1, 1, 1),
@@ -84,8 +92,8 @@ def calibrate(
         progress=True,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    Calibration(str(out), seasons, settings["weights"], settings["sampler"], channel).write()
-    error = (forecasts.mean(0) - truths.mean(0)).square().mean((-2, -1)).sqrt()
+    fitted_to = settings["weights"], settings["sampler"]
+    Calibration(str(out), seasons, *fitted_to, channel, normal).write()
     for name, each in zip(settings["variables"], error.tolist(), strict=True):
         log.info("%s: the mean of cells was off by %.2g standard deviations", name, each)
     log.info(

@@ -8,6 +8,11 @@ what came true, then the true climate is what the rollout leaves unchanged, cell
 map (Panofsky and Brier 1958; Maraun 2016, doi:10.1007/s40641-016-0050-x) of forecasts to what came
 true, applied to each frame before it becomes history, makes it so. Unlike the correction of a long
 run's mean, it needs to know nothing of how errors spread from step to step.
+
+Anomalies are mapped, but of a variable with a transform the values, anomalies and what is normal
+at that time of the year: rain has an upper end in millimetres, and where the rainy season begins
+within days, anomalies of a month have another spread on each side of that. Quantiles of them all
+together let it rain too much where it is wet already.
 """
 
 from __future__ import annotations
@@ -163,6 +168,8 @@ class Calibration:
         sampler: Description of the frame sampler.
         channel: Number of the channel of the context that is the cosine of the time of the year,
             before its sine; None where there is none, and one map.
+        normal: (1 + 2 K, C, H, W) a constant, then cosine and sine of harmonics of the year: what
+            is added to normalised frames before the map and subtracted after it; None for nothing.
     """
 
     path: str
@@ -170,28 +177,32 @@ class Calibration:
     weights: str
     sampler: Mapping[str, Any]
     channel: int | None = None
+    normal: Tensor | None = None
 
     @property
     def digest(self) -> str:
         """Of the map."""
         digest = hashlib.sha256(str(self.channel).encode())
-        for values in self._arrays():
+        for values in self._arrays().values():
             digest.update(values.tobytes())
         return digest.hexdigest()[:16]
 
     def write(self) -> None:
         """Write the file, whole or not at all."""
         known = {"weights": self.weights, "sampler": self.sampler, "channel": self.channel}
-        source, target = self._arrays()
         told = np.array(json.dumps(known))
-        replace_arrays(Path(self.path), source=source, target=target, fitted_to=told)
+        replace_arrays(Path(self.path), **self._arrays(), fitted_to=told)
 
-    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Quantiles of forecasts, and of what came true, (S, K, C, H, W) each."""
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """Quantiles of forecasts, and of what came true, (S, K, C, H, W) each; what is normal."""
         maps = self.seasons.maps
-        source = torch.stack([one.source for one in maps])
-        target = torch.stack([one.target for one in maps])
-        return source.to(torch.float32).numpy(), target.to(torch.float32).numpy()
+        tensors = {
+            "source": torch.stack([one.source for one in maps]),
+            "target": torch.stack([one.target for one in maps]),
+        }
+        if self.normal is not None:
+            tensors["normal"] = self.normal
+        return {name: values.to(torch.float32).numpy() for name, values in tensors.items()}
 
     def check(self, weights: str, sampler: Mapping[str, Any]) -> None:
         """Refuse another model or other sampling.
@@ -222,7 +233,8 @@ def read_calibration(path: str) -> Calibration:
             known = json.loads(str(file["fitted_to"]))
             source, target = (torch.from_numpy(file[name]) for name in ("source", "target"))
             maps = [QuantileMap(*each) for each in zip(source, target, strict=True)]
-            return Calibration(path, Seasons(maps), **known)
+            normal = torch.from_numpy(file["normal"]) if "normal" in file else None
+            return Calibration(path, Seasons(maps), **known, normal=normal)
     except FileNotFoundError:
         raise ValueError(
             f"calibration {path} does not exist: make it with dyngen calibrate."
@@ -255,6 +267,7 @@ class CalibratedFrameSampler:
         """The next frames, mapped; as the sampler's."""
         frames, figures = self.sampler(history, noise, **conditioning)
         seasons, channel = self.calibration.seasons, self.calibration.channel
+        normal = self.calibration.normal
         if channel is None:
             return seasons.at(0.0)(frames), figures
         context = conditioning["context"]
@@ -263,12 +276,22 @@ class CalibratedFrameSampler:
         phases = torch.atan2(waves[..., 1], waves[..., 0]) / math.tau % 1
         mapped = torch.empty_like(frames)
         for phase in phases.unique().tolist():
-            mapped[phases == phase] = seasons.at(phase)(frames[phases == phase])
+            of_phase = phases == phase
+            level = 0.0 if normal is None else normal_at(normal.to(frames), phase)
+            mapped[of_phase] = seasons.at(phase)(frames[of_phase] + level) - level
         return mapped, figures
 
     def description(self) -> dict[str, Any]:
         """The sampler's settings, and which map."""
         return {**self.sampler.description(), "calibration": self.calibration.digest}
+
+
+def normal_at(normal: Tensor, phase: float) -> Tensor:
+    """(C, H, W) what is normal at a phase of 0 to 1 of the year; see `Calibration`."""
+    angles = math.tau * phase * torch.arange(1, 1 + len(normal) // 2)
+    waves = torch.stack([angles.cos(), angles.sin()], 1).flatten()
+    basis = torch.cat([torch.ones(1), waves]).to(normal)
+    return torch.einsum("b,bchw->chw", basis, normal)
 
 
 def _quantiles(frames: Tensor, knots: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Quantile maps against numpy and closed forms, in rollouts and by the verb."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import xarray as xr
 from torch import Tensor
 from toy_world import LinearSampler
 
+from data_modules.calendars import as_numbers, year_fraction
+from data_modules.transforms import Transform
 from dyngen import calibrate as verb
 from dyngen.evaluation import fitting
 from dyngen.rollout import (
@@ -27,6 +30,7 @@ from dyngen.rollout.calibration import (
     Calibration,
     QuantileMap,
     Seasons,
+    normal_at,
     read_calibration,
 )
 
@@ -129,6 +133,37 @@ def test_the_time_of_the_year_is_read_from_the_context() -> None:
     history = torch.zeros(3, 1, *SHAPE)
     frames, _ = calibrated(history, FrameNoise(0, [(i, 0) for i in range(3)], 0), context=context)
     assert frames[:, 0, 0, 0, 0].tolist() == pytest.approx([0, 3.5, 5.5], abs=1e-4)  # 5.5 of 11, 0
+
+
+def test_what_is_normal_is_added_before_the_map_and_subtracted_after_it() -> None:
+    # 3 + cos of the year; values, not anomalies, are halved.
+    ends = torch.full(SHAPE, 9.0)
+    halved = QuantileMap(torch.stack([-ends, ends]), torch.stack([-ends, ends]) / 2)
+    of_year = torch.tensor([3.0, 1.0, 0.0]).view(3, 1, 1, 1).expand(3, *SHAPE)
+    given = Calibration("file", Seasons([halved]), "weights", {}, channel=0, normal=of_year)
+    angles = 2 * torch.pi * torch.tensor([0.0, 0.25, 0.4])
+    context = torch.stack([angles.cos(), angles.sin()], 1)[..., None, None]
+    history, noise = normal(3, 1, *SHAPE), FrameNoise(0, [(i, 0) for i in range(3)], 0)
+    frames, _ = CalibratedFrameSampler(Still(), given)(history, noise, context=context)
+    level = (3 + angles.cos()).view(3, 1, 1, 1, 1)
+    torch.testing.assert_close(frames, (history + level) / 2 - level)
+    assert given.digest != replace(given, normal=2 * of_year).digest
+
+
+def test_rain_keeps_its_upper_end_where_its_season_begins() -> None:
+    # In the wet half of the year 5.5 to 6.5, never more; before, less on most days, of any size.
+    phases = torch.arange(2400) / 2400
+    wet = (phases >= 0.5).view(-1, 1, 1, 1)
+    truths = torch.where(wet, 6 + normal(2400, *SHAPE).clamp(-1, 1) / 2, normal(2400, *SHAPE).abs())
+    forecasts = truths + 0.3 * normal(2400, *SHAPE, seed=1)
+    cycle = torch.where(wet, 6.0, 0.8)
+    of_values = Seasons.fit(forecasts, truths, phases)
+    of_anomalies = Seasons.fit(forecasts - cycle, truths - cycle, phases)
+    late = slice(1200, 1300)  # the first days of the wet season
+    values = of_values.at(0.5)(forecasts[late])
+    anomalies = of_anomalies.at(0.5)(forecasts[late] - cycle[late]) + cycle[late]
+    assert values.max() < 6.6  # 6.5 in truth
+    assert anomalies.max() > 7
 
 
 def calibration(quantiles: QuantileMap) -> Calibration:
@@ -235,6 +270,59 @@ def open_cube(cube: Path, frames: np.ndarray, normalisation: Any) -> Tensor:
     return normalisation.normalise(torch.from_numpy(values))
 
 
+def test_the_verb_maps_values_of_a_variable_with_a_transform(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = calendar_world.ClimateCubeDataModule
+    of_world = {"forcing": ["day_of_year"], "seasonal": 2, "transforms": {"v": Transform("log")}}
+
+    def data_of(path: Path) -> Any:
+        return usual(path, splits={"train": 0.9, "test": 0.1}, window_length=2, **of_world)
+
+    monkeypatch.setattr(calendar_world, "data_of", data_of)
+    monkeypatch.setattr(calendar_world, "Calendar", Halved)
+    plain = calendar_world.write_cube(tmp_path / "plain.zarr", "noleap", days=3000)
+    with xr.open_zarr(plain, consolidated=False) as known:
+        wave = np.cos(2 * np.pi * np.arange(3000) / 365).astype(np.float32)
+        seasonal = known.load().assign(v=known["v"] + wave[:, None, None])
+    cube = tmp_path / "cube.zarr"
+    seasonal.drop_encoding().to_zarr(cube, zarr_format=3, consolidated=False)
+    data = data_of(cube)
+    monkeypatch.setattr(verb, "read_checkpoint", lambda path: {"cube": data.description()})
+    changes = {"initial_states": 2400, "members": 1, "steps": 1, "split": "train"}
+    out, made = tmp_path / "day.zarr", tmp_path / "calibration.npz"
+    sampling = Sampling(**SAMPLING)
+    calendar_world.roll_out(cube, out, sampling=sampling, **changes, normalised=True)
+    verb.calibrate(out, str(cube), made, knots=10)
+    given = read_calibration(str(made))
+    assert given.normal is not None
+    assert given.normal[:, 0].abs().max() == 0
+    assert given.normal[1:, 1].square().sum(0).sqrt().min() > 0.4
+    times = data.cube.times[[40, 2000]]
+    level = torch.stack(
+        [normal_at(given.normal, p) for p in year_fraction(as_numbers(times), "noleap")]
+    )
+    none = data.normalisation.denormalise(torch.zeros(2, *SHAPE), times)
+    values = (level * data.normalisation.std)[:, 1]
+    torch.testing.assert_close(values.sign() * values.abs().expm1(), none[:, 1])
+    # Forecasts of true states have the spread of these again; of v nearly so, in whose two months
+    # together the season counts as spread.
+    run = open_rollout(out, normalised=True)
+    frames = torch.from_numpy(np.stack([run[name].values for name in "uv"], -3))[:, 0]
+    angle = (
+        2
+        * torch.pi
+        * torch.from_numpy(year_fraction(as_numbers(run["time"].values[:, 0]), "noleap"))
+    )
+    sampler = CalibratedFrameSampler(Still(), given)
+    context = torch.stack([angle.cos(), angle.sin()], 1)[..., None, None]
+    noise = FrameNoise(0, [(i, 0) for i in range(len(frames))], 0)
+    mapped, _ = sampler(frames, noise, context=context)
+    assert frames.std((0, 1, 3, 4)).max() < 0.55
+    torch.testing.assert_close(mapped.std((0, 1, 3, 4)), torch.ones(2), atol=0.1, rtol=0)
+    assert mapped.mean((0, 1, 3, 4)).abs().max() < 0.02
+
+
 def test_what_cannot_be_calibrated_is_refused(world: Any, tmp_path: Path) -> None:
     cube, forecast, _ = world
     out = tmp_path / "calibration.npz"
@@ -267,6 +355,10 @@ def test_a_calibration_of_something_else_is_refused(tmp_path: Path) -> None:
     made = Calibration(path, Seasons([quantiles]), weights_digest(model), plain.description())
     made.write()
     assert read_calibration(path).digest == made.digest
+    seasonal = replace(made, normal=normal(3, *SHAPE))
+    seasonal.write()
+    assert read_calibration(path).digest == seasonal.digest != made.digest
+    made.write()
     assert frame_sampler(model, sampling).description()["calibration"] == made.digest
     with pytest.raises(ValueError, match=r"with clip = None, not 3\.0: forecast one step"):
         frame_sampler(model, Sampling(**SAMPLING, calibration=path, clip=3.0))
