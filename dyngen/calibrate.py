@@ -34,8 +34,9 @@ def calibrate(
     from some thousand states of the years that the model was trained on, by
     `dyngen rollout --split train --steps 1 --members 1 --initial_states 4096 --normalised true`;
     they are all held in memory. What came true on dry days is as a `spread` of the transform
-    spreads it, and forecasts as the model makes them. Of variables with a transform values are
-    mapped where there is a time of the year, of others anomalies (see `dyngen.rollout.calibration`).
+    spreads it, and forecasts as the model makes them. Of variables with a transform
+    values are mapped where there is a time of the year, of others anomalies (see
+    `dyngen.rollout.calibration`).
 
     Args:
         rollout: The forecasts, a Zarr of `dyngen rollout`, uncalibrated and normalised.
