@@ -173,7 +173,7 @@ def write_report(
         path: the HTML file.
         scores: what `evaluate` returns; its attributes say how it was measured.
         summary: what `summarise` makes of them.
-        figures: name -> figure, in the order of the page.
+        figures: name -> figure, in the order of the page; `variable/name` where there are several.
         animation: a GIF of the fields.
         provenance: name -> value, or a mapping of names to values, shown at the end.
         title: heading of the page.
@@ -232,8 +232,9 @@ def figure_svg(name: str, figure: Figure, heading: str = "") -> str:
         figure.savefig(file, format="svg", facecolor="none", metadata={"Date": None})
     text = file.getvalue()
     text = re.sub("<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    prefix = re.sub(r"\W", "_", name)
     for before in ('id="', 'xlink:href="#', "url(#"):  # one page, many figures
-        text = text.replace(before, f"{before}{name}-")
+        text = text.replace(before, f"{before}{prefix}-")
     for colour in DARK_PAGE:
         text = text.replace(colour, f"var(--{_name(colour)})")
     return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1).replace(
@@ -299,8 +300,10 @@ def _animation(gif: bytes | None) -> str:
 
 
 def _figure(name: str, figure: Figure) -> str:
-    heading, text = CAPTIONS.get(name, (name.replace("_", " "), ""))
-    return page_figure(name, figure, heading, text, wide=name in WIDE)
+    variable, _, told = name.rpartition("/")
+    heading, text = CAPTIONS.get(told, (told.replace("_", " "), ""))
+    heading = f"{variable}: {heading[0].lower()}{heading[1:]}" if variable else heading
+    return page_figure(name, figure, heading, text, wide=told in WIDE)
 
 
 def page_figure(name: str, figure: Figure, heading: str, text: str, wide: bool = False) -> str:

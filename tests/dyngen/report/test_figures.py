@@ -1,5 +1,7 @@
 """Figures are drawn of whatever scores there are, and show the scores themselves."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,10 @@ from dyngen.report.figures import (
     score_figures,
     spectra,
 )
+from dyngen.report.html import write_report
+from dyngen.report.pictures import draw
 from dyngen.report.style import looks
+from dyngen.report.summary import summarise
 
 OF_FORECASTS = [
     "crps",
@@ -58,15 +63,15 @@ def drawn(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
+def both(data: xr.Dataset) -> xr.Dataset:
+    """Two variables in other units, of fewer initial states."""
+    data = data.isel(initial=slice(0, 6)) if "initial" in data.dims else data
+    return data.assign(temperature=(2 * data["vorticity"] + 290).assign_attrs(units="K"))
+
+
 @pytest.fixture(scope="module")
 def two_variables(world: dict[str, Any]) -> xr.Dataset:
-    """Two variables in other units, without free runs and fewer initial states."""
-
-    def both(data: xr.Dataset) -> xr.Dataset:
-        data = data.isel(initial=slice(0, 6)) if "initial" in data.dims else data
-        warmer = (2 * data["vorticity"] + 290).assign_attrs(units="K")
-        return data.assign(temperature=warmer)
-
+    """Scores of two variables, without free runs."""
     forecasts = {name: both(data) for name, data in world["forecasts"].items()}
     plain = ("truth", "initial_frames", "reference", "training")
     others: dict[str, Any] = {name: both(world[name]) for name in plain}
@@ -89,6 +94,27 @@ def test_without_free_runs_those_of_the_forecasts_are(two_variables: xr.Dataset)
     label = score_figures(two_variables, "temperature")["crps"].axes[0].get_ylabel()
     assert label == "fair CRPS (K)"
     assert score_figures(two_variables)["crps"].axes[0].get_ylabel() == "fair CRPS (s-1)"
+
+
+def test_a_report_of_two_variables_has_figures_of_each(
+    two_variables: xr.Dataset, world: dict[str, Any], tmp_path: Path
+) -> None:
+    forecasts = {name: both(data) for name, data in world["forecasts"].items()}
+    truth, reference = both(world["truth"]), both(world["reference"])
+    figures, gif = draw(two_variables, truth, forecasts, reference, {})
+    own = ["fields", *OF_FORECASTS, "quantile_quantile"]
+    assert list(figures) == [f"{v}/{n}" for v in ("vorticity", "temperature") for n in own]
+    assert figures["temperature/crps"].axes[0].get_ylabel() == "fair CRPS (K)"
+    one = two_variables.sel(variable=["vorticity"])
+    assert list(draw(one, truth, forecasts, reference, {})[0]) == own
+    assert gif.startswith(b"GIF89a")
+    some = {name: figures[name] for name in ("vorticity/crps", "temperature/crps")}
+    page = write_report(tmp_path / "report.html", two_variables, summarise(two_variables), some)
+    text = page.read_text(encoding="utf-8")
+    assert "<b>temperature: error of the ensemble</b> Fair continuous ranked" in text
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
 
 
 def test_lines_are_the_scores(scores: xr.Dataset) -> None:
