@@ -60,7 +60,8 @@ class ExperimentCLI(LightningCLI):
             "allow_abbrev": False,
             "prog": "dyngen",
         }
-        with patch.object(sys, "argv", sys.argv[:1]):  # Lightning warns about arguments in both
+        # Where Lightning looks for them, also to start the other processes of DDP.
+        with patch.object(sys, "argv", [sys.argv[0], *arguments]):
             super().__init__(
                 LightningModule,
                 LightningDataModule,
@@ -71,7 +72,6 @@ class ExperimentCLI(LightningCLI):
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
-                args=list(arguments),
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -19,8 +19,8 @@ from data_modules.along import Along
 from data_modules.climate_cube import ClimateCubeDataModule
 from data_modules.climatology import fit_climatology
 from data_modules.normalisation import Normalisation
-from dyngen.forecast import compile_networks, start_from
-from dyngen.launch import local_device
+from dyngen.forecast import Start, compile_networks, start_from
+from dyngen.launch import launched, local_device
 from dyngen.models.checkpoints import load_model
 from dyngen.rollout import (
     FrameNoise,
@@ -62,6 +62,8 @@ def settle(
 ) -> None:
     """Let members run freely and learn what to shift each cell by; stopped, it goes on.
 
+    Launched as several processes, by torchrun or srun, it shares the members out to them.
+
     Each cell's shift follows what the members' frames, in physical units, are off from the cube's
     mean at that time of the year (see `dyngen.rollout.settling`). It is added to the calibration
     that the sampling names, if it names one, and `--sampling.calibration` of a rollout takes what
@@ -82,65 +84,99 @@ def settle(
 
     Raises:
         ValueError: If checkpoint, cube or settings do not fit together, the model makes several
-            frames at a time, or the state beside `out` is of other settings.
+            frames at a time, there are fewer members than processes, or the state beside `out` is
+            of other settings.
     """
-    trained: Any = load_model(model)
-    if compile:
-        compile_networks(trained)
-    place = local_device(device, Processes())
-    sampler = frame_sampler(trained, sampling, place)
-    if sampler.block_length > 1:
-        raise ValueError(
-            f"a {type(trained).__name__} makes {sampler.block_length} frames at a time, and cells "
-            "are shifted after each one: settle a model that makes one."
-        )
-    begun = start_from(trained, sampler, data, split, members)
-    aim = Aim.of(data, begun.along)
-    settings: dict[str, Any] = {
-        "weights": weights_digest(trained),
-        "sampler": sampler.description(),
-        "members": members,
-        "seed": seed,
-        "steps": steps,
-        "compiled": compile,  # other numbers, by rounding
-        "start": hashlib.sha256(begun.histories.numpy().tobytes()).hexdigest()[:16],
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    state = _State(out.with_name(f".{out.name}.state.npz"), plain(settings))
-    history, settling = state.read() or (
+    with launched() as processes:
+        if not processes.first:
+            logging.getLogger("dyngen").setLevel(logging.WARNING)
+        trained: Any = load_model(model)
+        if compile:
+            compile_networks(trained)
+        place = local_device(device, processes)
+        sampler = frame_sampler(trained, sampling, place)
+        if sampler.block_length > 1:
+            raise ValueError(
+                f"a {type(trained).__name__} makes {sampler.block_length} frames at a time, and "
+                "cells are shifted after each one: settle a model that makes one."
+            )
+        if members < processes.count:
+            raise ValueError(
+                f"{members} members cannot be shared out to {processes.count} processes: give "
+                f"--members {processes.count} or more, or start fewer processes."
+            )
+        begun = start_from(trained, sampler, data, split, members)
+        weights = weights_digest(trained)
+        settings: dict[str, Any] = {
+            "weights": weights,
+            "sampler": sampler.description(),
+            "members": members,
+            "seed": seed,
+            "steps": steps,
+            "compiled": compile,  # other numbers, by rounding
+            "start": hashlib.sha256(begun.histories.numpy().tobytes()).hexdigest()[:16],
+        }
+        if processes.first:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        state = _State(out.with_name(f".{out.name}.state.npz"), plain(settings))
+        aim = Aim.of(data, begun.along)
+        shift = _settled(sampler, begun, aim, state, seed, steps, place, processes)
+        if not processes.first:
+            return
+        before = _calibration(sampler, weights, tuple(shift.shape))
+        replace(before, path=str(out), seasons=before.seasons.shifted(shift)).write()
+        state.path.unlink(missing_ok=True)
+        sizes = shift.square().mean((-2, -1)).sqrt()
+        for name, each in zip(data.cube.variables, sizes, strict=True):
+            log.info("%s: cells are shifted by %.2g standard deviations at each step", name, each)
+        log.info("%s: %d members settled over %d steps", out, members, steps)
+
+
+def _settled(
+    sampler: FrameSampler,
+    begun: Start,
+    aim: Aim,
+    state: _State,
+    seed: int,
+    steps: int,
+    device: torch.device,
+    processes: Processes,
+) -> Tensor:
+    """(C, H, W) shifts, from what is on disk on; each process samples its share of the members."""
+    members = len(begun.histories)
+    history, settling = processes.after_first(state.read) or (
         begun.histories,
         Settling.start(tuple(begun.histories.shape[2:]), steps),
     )
-    rows = [(initial, 0) for initial in range(members)]
-    numbers = list(range(members))
-    history = history.to(place)
+    history = history.to(device)
+    first, end = (
+        members * rank // processes.count for rank in (processes.rank, processes.rank + 1)
+    )
+    numbers = list(range(first, end))
+    rows = [(initial, 0) for initial in numbers]
     progress = FrameProgress(
         members * steps,
         members * settling.step,
-        shown=True,
+        shown=processes.first,
         years_per_frame=begun.field.years_per_step,
         label="settling",
     )
     with progress:
         for step in range(settling.step, steps):
             known = {} if begun.context is None else begun.context(numbers, step)
-            known = {name: values.to(place) for name, values in known.items()}
-            frames, _ = sampler(history, FrameNoise(seed, rows, step), **known)
+            known = {name: values.to(device) for name, values in known.items()}
+            mine, _ = sampler(history[first:end], FrameNoise(seed, rows, step), **known)
+            frames = torch.cat(processes.gather(mine.cpu())).to(device)
             frames = frames + settling.shift.to(frames)
             history = torch.cat([history[:, 1:], frames], 1)
             if not frames.isfinite().all():
                 raise ValueError(f"at step {step} frames are no longer finite; see sampling.clip.")
-            settling.follow(aim.error(frames[:, 0].cpu(), begun.along.times(numbers, [step])[:, 0]))
-            if settling.step % KEPT == 0 and settling.step < steps:
+            times = begun.along.times(range(members), [step])[:, 0]
+            settling.follow(aim.error(frames[:, 0].cpu(), times))
+            if processes.first and settling.step % KEPT == 0 and settling.step < steps:
                 state.write(history.cpu(), settling)
             progress.advance(members)
-    shift = settling.settled
-    before = _calibration(sampler, settings["weights"], tuple(shift.shape))
-    replace(before, path=str(out), seasons=before.seasons.shifted(shift)).write()
-    state.path.unlink(missing_ok=True)
-    for name, each in zip(data.cube.variables, shift.square().mean((-2, -1)).sqrt(), strict=True):
-        log.info("%s: cells are shifted by %.2g standard deviations at each step", name, each)
-    log.info("%s: %d members settled over %d steps", out, members, steps)
+    return settling.settled
 
 
 @dataclass(frozen=True)

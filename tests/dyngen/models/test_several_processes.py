@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+import yaml
 from lightning import Callback, Trainer
 from tiny_cube import ENERGY, SIZE, UNET, make
 from torch import Tensor
@@ -195,6 +197,29 @@ def test_a_discriminator_trains_with_both_losses(cube: Path, folder: Path) -> No
         torch.testing.assert_close(values, second["weights"][name], rtol=0, atol=0)
     drawn = [torch.tensor(side["windows"]) for side in (first, second)]
     assert not torch.equal(*drawn)
+
+
+def test_the_command_line_starts_the_other_processes(cube: Path, tmp_path: Path) -> None:
+    """As in the guide, without torchrun: Lightning starts what it finds in `sys.argv` again."""
+    (tmp_path / "main.py").write_text("from dyngen.cli import main\n\nmain()\n")
+    data = {"path": str(cube), "window_length": 1, "batch_size": 4}
+    config = {
+        "model": {"class_path": "dyngen.models.ImageDDPM", "init_args": {"network": UNET}},
+        "data": {"class_path": "data_modules.ClimateCubeDataModule", "init_args": data},
+        "trainer": {"max_steps": 2, "accelerator": "cpu", "logger": False,
+                    "num_sanity_val_steps": 0, "limit_val_batches": 0},
+    }  # fmt: skip
+    (tmp_path / "image.yaml").write_text(yaml.safe_dump(config))
+    done = subprocess.run(
+        [sys.executable, "main.py", "fit", "--config", "image.yaml",
+         "--trainer.devices", "2", "--trainer.strategy", "ddp"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=240,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "GLOBAL_RANK: 1, MEMBER: 2/2" in done.stderr
+    assert "max_steps=2` reached" in done.stderr
+    assert "args parameter" not in done.stderr  # a warning of Lightning's
 
 
 def measure(cube: Path, folder: Path, output: Path) -> None:

@@ -1,11 +1,13 @@
 """Shifts that settle where the mean of a free run is right, against closed forms."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import calendar_world
 import numpy as np
 import pytest
+import ranks
 import torch
 import xarray as xr
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch import Tensor
 from data_modules.along import Along
 from data_modules.transforms import Transform
 from dyngen import settle as verb
-from dyngen.rollout import Sampling, open_rollout
+from dyngen.rollout import Processes, Sampling, open_rollout
 from dyngen.rollout.calibration import read_calibration
 from dyngen.rollout.settling import FAST, LARGEST, RATES, SPIN_UP, Settling
 
@@ -123,6 +125,33 @@ def test_one_that_is_stopped_ends_with_the_same_bytes(
     assert settled("stopped.npz", steps=220).read_bytes() == whole
     assert calls == 30 + 100 + 170  # anew, anew, and from step 50
     assert not list(tmp_path.glob(".*state*"))
+
+
+def test_two_processes_settle_as_one_does_and_either_goes_on(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, settled = world
+    whole = settled("whole.npz", steps=220).read_bytes()
+    assert ranks.run(lambda: settled("two.npz", steps=220), 2) == [0, 0]
+    assert (tmp_path / "two.npz").read_bytes() == whole
+
+    follow = Settling.follow
+
+    def dies(self: Settling, error: Tensor) -> None:
+        assert self.step < 130
+        follow(self, error)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Settling, "follow", dies)
+        assert ranks.run(lambda: settled("stopped.npz", steps=220), 2) == [1, 1]
+    assert not (tmp_path / "stopped.npz").exists()
+    with np.load(tmp_path / ".stopped.npz.state.npz") as kept:
+        assert kept["step"] == 100
+    assert settled("stopped.npz", steps=220).read_bytes() == whole
+    assert ranks.run(lambda: settled("none.npz", members=1), 2) == [1, 1]
+    monkeypatch.setattr(verb, "launched", lambda: nullcontext(Processes(0, 2)))
+    with pytest.raises(ValueError, match="1 members cannot be shared out to 2 processes: give"):
+        settled("none.npz", members=1)
 
 
 def test_what_is_aimed_at_is_the_cubes_year_in_physical_units(tmp_path: Path) -> None:
