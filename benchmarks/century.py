@@ -63,15 +63,20 @@ def build() -> Model:
     """The system of the experiment, with random weights that leave frames finite."""
     torch.manual_seed(0)
     image = _configured("image")["network"]
-    energy = _configured("discriminator")["discriminator"]
-    model = TimeConsistencyDiscriminator(_made(energy))
+    ours = _configured("discriminator")
+    model = TimeConsistencyDiscriminator(
+        _made(ours["discriminator"]),
+        forecast_spread=ours["forecast_spread"],
+        ratio_level=ours["ratio_level"],
+    )
     model._adopt(Denoiser(_made(image)), {})
     return model.eval().requires_grad_(False)
 
 
 def sampling() -> Sampling:
-    """The experiment's settings of the sampler."""
+    """The experiment's settings of the sampler but the calibration, which is of its weights."""
     settings = yaml.safe_load((EXPERIMENT / "rollout.yaml").read_text())["sampling"]
+    settings.pop("calibration", None)
     settings["interval"] = tuple(settings.get("interval", (0.0, float("inf"))))
     return Sampling(**settings)
 
