@@ -7,7 +7,8 @@ What follows `--` are options of `dyngen rollout`. RUN, of `--within` steps, is 
 (SIGKILL, which no program can prepare for) at random steps, started again with the same command
 each time, and at last left to end. TWIN is the same run, and nobody disturbs it. Every chunk of
 TWIN is compared, byte by byte, with that of RUN, and what came of it is printed as JSON. RUN can
-then be gone on with by `dyngen rollout` with more steps. No two processes run at a time.
+then be gone on with by `dyngen rollout` with more steps. With `--together` both run at a time, else
+one after the other.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from pathlib import Path
 
 POLL = 0.2  # seconds
+LATER = 3.0  # seconds at most from the step of a kill to the kill
 
 
 def main() -> None:
@@ -31,12 +33,18 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--within", type=int, default=512, help="steps of both runs")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--together", action="store_true", help="run TWIN beside RUN")
     own, options = _split(sys.argv[1:])
     given = parser.parse_args(own)
     options.append(f"--steps={given.within}")
+    undisturbed = _command(given.twin, options)
+    beside = subprocess.Popen(undisturbed) if given.together else None
     killed = kill_at_random(given.run, options, given.kills, given.within, given.seed)
-    for place in (given.run, given.twin):
-        subprocess.run(_command(place, options), check=True)
+    subprocess.run(_command(given.run, options), check=True)
+    if beside is None:
+        subprocess.run(undisturbed, check=True)
+    elif beside.wait():
+        raise SystemExit(f"{given.twin} failed; see what it said.")
     compared, different = compare(given.run, given.twin)
     told = {
         "killed_after_steps": killed,
@@ -56,7 +64,7 @@ def kill_at_random(run: Path, options: list[str], kills: int, within: int, seed:
         process = subprocess.Popen(_command(run, options))
         while process.poll() is None and steps_on_disk(run) < step - block_steps(run):
             time.sleep(POLL)
-        time.sleep(draw.random() * 3)  # somewhere within a block, or while one is written
+        time.sleep(draw.random() * LATER)  # somewhere within a block, or while one is written
         if process.poll() is not None:
             raise SystemExit(f"{run} ended by itself before step {step}; see what it said.")
         process.send_signal(signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -47,3 +48,52 @@ def test_a_run_is_held_against_each_chunk_of_its_twin(tmp_path: Path, kills: Mod
     assert kills.compare(run, twin) == (4, ["ta/c/0/1/0/0"])
     (run / "pr/c/0/0/0/0").unlink()
     assert kills.compare(run, twin) == (4, ["pr/c/0/0/0/0", "ta/c/0/1/0/0"])
+
+
+BLOCKS = """
+import json, sys, time
+from pathlib import Path
+
+out, salt = Path(sys.argv[1]), sys.argv[2]
+grid = {"configuration": {"chunk_shape": [1, 64, 48, 96]}}
+(out / "pr").mkdir(parents=True, exist_ok=True)
+(out / "unfinished").write_text(json.dumps({"chunk_grid": grid}))
+(out / "unfinished").replace(out / "pr" / "zarr.json")
+for block in range(10):
+    chunk = out / "pr" / "c" / "0" / str(block) / "0" / "0"
+    if not chunk.exists():
+        time.sleep(0.1)
+        chunk.parent.mkdir(parents=True)
+        (out / "unfinished").write_text(f"{salt} {block}")
+        (out / "unfinished").replace(chunk)
+"""
+
+
+@pytest.mark.parametrize(("together", "salt"), [(True, "same"), (False, "same"), (True, "other")])
+def test_kills_fall_within_the_run_and_its_twin_is_left_alone(
+    tmp_path: Path,
+    kills: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    together: bool,
+    salt: str,
+) -> None:
+    run, twin = tmp_path / "run", tmp_path / "twin"
+
+    def command(out: Path, options: list[str]) -> list[str]:
+        assert options[-1] == "--steps=640"
+        return [sys.executable, "-c", BLOCKS, str(out), "same" if out == run else salt]
+
+    monkeypatch.setattr(kills, "_command", command)
+    monkeypatch.setattr(kills, "LATER", 0.05)
+    monkeypatch.setattr(kills, "POLL", 0.01)
+    words = ["kills.py", str(run), str(twin), "--kills", "3", "--within", "640"]
+    words += ["--together"] if together else []
+    monkeypatch.setattr(sys, "argv", [*words, "--", "--config", "rollout.yaml"])
+    kills.main()
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["killed_after_steps"]) == 3
+    assert all(0 <= step < 640 for step in told["killed_after_steps"])
+    assert told["chunks_compared"] == 10
+    assert told["bytes_equal"] is (salt == "same")
+    assert len(told["chunks_that_differ"]) == (0 if salt == "same" else 10)
