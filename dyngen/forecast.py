@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch._inductor.config
 from torch import Tensor
 
 from data_modules.along import Along
@@ -94,9 +95,9 @@ def forecast(
             logging.getLogger("dyngen").setLevel(logging.WARNING)
         steps, initial_states = _length(steps, years, initial_states)
         trained: Any = load_model(model)
-        if compile:
-            compile_networks(trained)
         place = local_device(device, processes)
+        if compile:
+            compile_networks(trained, place)
         sampler = frame_sampler(trained, sampling, place)
         start = start_from(trained, sampler, data, split, initial_states, history)
         field = _normalised(start.field) if normalised else start.field
@@ -145,11 +146,20 @@ def forecast(
             log.info("%s was finished already", out)
 
 
-def compile_networks(trained: Any) -> None:
-    """Compile the U-Nets of a model; their rounding differs from then on."""
+def compile_networks(trained: Any, device: torch.device) -> None:
+    """Compile what a model samples with; its rounding differs from then on.
+
+    A logit's gradient becomes one graph of both passes, and on a CPU weights become constants, laid
+    out and rounded once instead of at each call.
+    """
+    if device.type == "cpu":
+        # Of the process, since it decides how graphs are traced too, which is at the first call.
+        torch._inductor.config.freezing = True
     for network in trained.modules():
         if isinstance(network, UNet2d):
             network.compile()
+    if hasattr(trained, "learned_gradient"):
+        trained.learned_gradient = torch.compile(trained.learned_gradient)
 
 
 @dataclass(frozen=True)

@@ -91,9 +91,9 @@ def settle(
         if not processes.first:
             logging.getLogger("dyngen").setLevel(logging.WARNING)
         trained: Any = load_model(model)
-        if compile:
-            compile_networks(trained)
         place = local_device(device, processes)
+        if compile:
+            compile_networks(trained, place)
         sampler = frame_sampler(trained, sampling, place)
         if sampler.block_length > 1:
             raise ValueError(
