@@ -9,7 +9,8 @@ its settings of the sampler (weights do not change the time, and are drawn at ra
   of the logit, as a guided frame has, one after another and nothing else.
 
 Then the same with an ensemble, all of whose members' years are counted: eight on a CPU, 64 on a
-GPU. Each is run in turn several times, the first time unrecorded; the medians are given.
+GPU; and both with all networks compiled, as `dyngen rollout --compile true` has them. Each is run
+in turn several times, the first time unrecorded; the medians are given.
 
     python -m benchmarks.century profile
 
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 from data_modules.along import Along
 from dyngen.diffusion.denoiser import Denoiser
 from dyngen.diffusion.precision import computes_bf16
+from dyngen.forecast import compile_networks
 from dyngen.models import TimeConsistencyDiscriminator
 from dyngen.rollout import Field, FrameSampler, Sampling, frame_sampler, write_rollout
 from dyngen.rollout.randomness import FrameNoise
@@ -49,14 +51,19 @@ Model = TimeConsistencyDiscriminator
 
 
 def run() -> list[dict[str, Any]]:
-    """An entry for one member and one for an ensemble."""
+    """An entry for one member and one for an ensemble, eager and compiled."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build().to(device)
-    with tempfile.TemporaryDirectory() as folder:
-        return [
-            _measure(model, device, members, Path(folder))
-            for members in (1, 64 if device.type == "cuda" else 8)
-        ]
+    entries = []
+    for compiled in (False, True):
+        for members in (1, 64 if device.type == "cuda" else 8):
+            model = build().to(device)
+            if compiled:
+                torch.compiler.reset()  # graphs of one batch size, as a rollout's
+                compile_networks(model, device)
+            with tempfile.TemporaryDirectory() as folder:
+                entry = _measure(model, device, members, Path(folder))
+            entries.append(entry | {"name": entry["name"] + (", compiled" if compiled else "")})
+    return entries
 
 
 def build() -> Model:

@@ -80,8 +80,8 @@ def forecast(
         batch_size: The most frames sampled at a time; by default 64 on a GPU, and on a CPU so many
             that up to eight processes can share them.
         device: cpu, cuda, or auto.
-        compile: Compile the U-Nets with torch.compile: minutes before the first frame, then more of
-            them in a second.
+        compile: Compile the networks with torch.compile: a minute or more before the first frame,
+            then up to twice as many in a second. Frames differ from eager ones by rounding.
         normalised: Write frames as the model has them, for `dyngen calibrate`, and not in physical
             units, in which what lies below the least possible value is lost.
         progress: Show frames per second and the time that is left.

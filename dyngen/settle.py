@@ -79,7 +79,7 @@ def settle(
         steps: Steps of each.
         seed: With member and step it decides the random numbers.
         device: cpu, cuda, or auto.
-        compile: Compile the U-Nets with torch.compile. Compiled networks round otherwise, and a
+        compile: Compile the networks with torch.compile. Compiled networks round otherwise, and a
             free run adds that up: settle as the rollout will run.
 
     Raises:

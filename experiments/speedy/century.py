@@ -27,9 +27,11 @@ COMMAND = (
     "--normalised true --out day.zarr; "
     "dyngen calibrate day.zarr --reference $DYNGEN_CUBE --out $DYNGEN_RUN/calibration.npz; "
     "dyngen settle --config experiments/speedy/settle.yaml; "
-    "python experiments/speedy/kills.py killed.zarr twin.zarr --kills {kills} --within {within} "
-    "-- --config experiments/speedy/rollout.yaml --compile false; "
-    "dyngen rollout --config experiments/speedy/rollout.yaml --out century.zarr"
+    "python experiments/speedy/kills.py century.zarr twin.zarr --kills {kills} --within {within} "
+    "--together -- --config experiments/speedy/rollout.yaml > kills.json; "
+    "dyngen rollout --config experiments/speedy/rollout.yaml --out century.zarr; "
+    "dyngen drift century.zarr --reference $DYNGEN_CUBE --out drift; "
+    "python experiments/speedy/century.py century.zarr drift kills.json docs/results/speedy"
 )
 DRAWN = {
     "pr": ("annual_means", "maps", "seasonal_cycle", "zonal_mean", "spells", "return_levels"),
@@ -56,7 +58,7 @@ def century(run: Path, drift: Path, kills: Path) -> dict[str, Any]:
         "kills": len(killed["killed_after_steps"]),
         "killed_after_steps": killed["killed_after_steps"],
         "bytes_equal": killed["bytes_equal"],
-        "bytes_compared": f"all {killed['chunks_compared']} chunks of a run of "
+        "bytes_compared": f"all {killed['chunks_compared']} chunks of the first "
         f"{killed['steps_compared']} steps, within which all kills lie, with those of an "
         "uninterrupted run of as many",
         **_of_drift(drift / "drift.json"),
