@@ -46,7 +46,7 @@ from dyngen.rollout.randomness import FrameNoise
 EXPERIMENT = Path(__file__).parents[1] / "experiments" / "speedy"
 VARIABLES, HEIGHT, WIDTH = ("pr", "ta", "ps"), 48, 96
 DAY, YEAR = 86400.0, 365.2425
-FRAMES, REPEATS = 16, 5
+FRAMES, REPEATS = 16, 3
 Model = TimeConsistencyDiscriminator
 
 
