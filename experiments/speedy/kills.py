@@ -39,12 +39,16 @@ def main() -> None:
     options.append(f"--steps={given.within}")
     undisturbed = _command(given.twin, options)
     beside = subprocess.Popen(undisturbed) if given.together else None
-    killed = kill_at_random(given.run, options, given.kills, given.within, given.seed)
-    subprocess.run(_command(given.run, options), check=True)
-    if beside is None:
-        subprocess.run(undisturbed, check=True)
-    elif beside.wait():
-        raise SystemExit(f"{given.twin} failed; see what it said.")
+    try:
+        killed = kill_at_random(given.run, options, given.kills, given.within, given.seed)
+        subprocess.run(_command(given.run, options), check=True)
+        if beside is None:
+            subprocess.run(undisturbed, check=True)
+        elif beside.wait():
+            raise SystemExit(f"{given.twin} failed; see what it said.")
+    finally:
+        if beside is not None:
+            beside.terminate()  # which is nothing to one that has ended
     compared, different = compare(given.run, given.twin)
     told = {
         "killed_after_steps": killed,

@@ -26,7 +26,7 @@ def test_compiled_networks_are_written_down_and_not_mixed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[Any] = []
-    monkeypatch.setattr(UNet2d, "compile", lambda network, **options: compiled.append(network))
+    monkeypatch.setattr(UNet2d, "compile", lambda network: compiled.append(network))
     original = calendar_world.Calendar.__init__
 
     def with_network(self: Any, *arguments: Any) -> None:
